@@ -1,0 +1,237 @@
+//! The binary interface between the kernel programs and userspace.
+//!
+//! Everything here is `repr(C)`, made of integers only and of a size asserted at
+//! compile time: the same source is compiled for the kernel and for the host, and
+//! the bytes of these types cross between them in maps and in the ring buffer.
+//!
+//! [`unwind`] is the one piece of logic on both sides: the step that turns the
+//! registers of one frame into those of its caller.
+
+#![cfg_attr(target_arch = "bpf", no_std)]
+
+pub mod unwind;
+
+/// Frames a stack is followed for before it is cut with [`End::DepthLimit`].
+pub const MAX_USER_FRAMES: usize = 1024;
+/// Kernel frames kept of one sample (the kernel's own `perf_event_max_stack` default).
+pub const MAX_KERNEL_FRAMES: usize = 127;
+/// Processes that may be in scope at once.
+pub const MAX_TARGETS: u32 = 4096;
+/// Slots for unwind tables and process mapping tables together.
+///
+/// A slot is given out once in a run and never reused, so that a [`frame`] names one
+/// module for good. Slot 0 stays empty: it means "no table".
+pub const MAX_TABLES: u32 = 16384;
+/// Distinct stacks remembered by the kernel as already sent.
+pub const MAX_SEEN_STACKS: u32 = 16384;
+/// Bytes of the ring buffer; a power of two and a multiple of the page size.
+pub const RING_BYTES: u32 = 1 << 20;
+
+/// One user frame: the module's table slot in the upper 16 bits, the address in the
+/// lower 48.
+///
+/// The address is an ELF virtual address of the module (`pc - load bias`). For callers it
+/// is the return address minus one, so that it lies inside the call instruction. With
+/// module 0 the address is the raw one of the process (JIT code, no mapping).
+pub mod frame {
+    /// Bits of the address.
+    pub const ADDRESS_BITS: u32 = 48;
+
+    /// Packs a module's slot and an address.
+    #[inline(always)]
+    pub const fn pack(module: u16, address: u64) -> u64 {
+        (module as u64) << ADDRESS_BITS | (address & ((1 << ADDRESS_BITS) - 1))
+    }
+
+    /// The slot of the module, 0 for none.
+    #[inline(always)]
+    pub const fn module(frame: u64) -> u16 {
+        (frame >> ADDRESS_BITS) as u16
+    }
+
+    /// The address within the module.
+    #[inline(always)]
+    pub const fn address(frame: u64) -> u64 {
+        frame & ((1 << ADDRESS_BITS) - 1)
+    }
+}
+
+/// Declares a `u32`-valued set of names whose numbers cross the interface.
+macro_rules! numbers {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum $name { $($(#[$vdoc])* $variant),* }
+
+        impl $name {
+            /// Every value, in the order of its number.
+            pub const ALL: &'static [$name] = &[$($name::$variant),*];
+
+            /// The value with this number, if there is one.
+            pub fn from_number(number: u32) -> Option<Self> {
+                Self::ALL.get(number as usize).copied()
+            }
+
+            /// A short stable name for people and for machine-readable output.
+            pub const fn name(self) -> &'static str {
+                match self { $($name::$variant => $text),* }
+            }
+        }
+    };
+}
+
+numbers! {
+    /// Why a user stack ended where it did.
+    End {
+        /// The rule of the frame leaves the return address undefined: `_start`, a thread's start.
+        Root = "root",
+        /// Code without unwind rows whose frame pointer is zero: the end mark of the psABI
+        /// (AMD64 ABI 3.4.1), as left by Go and by C libraries without unwind tables.
+        RootFramePointer = "root_frame_pointer",
+        /// The pc lies in no executable mapping known for the process.
+        NoMapping = "no_mapping",
+        /// No row for the pc, and its frame pointer does not lead on.
+        NoRow = "no_row",
+        /// A word of the stack could not be read.
+        ReadFault = "read_fault",
+        /// The frame's CFA does not lie above the one before it.
+        ImplausibleCfa = "implausible_cfa",
+        /// More than [`MAX_USER_FRAMES`] frames.
+        DepthLimit = "depth_limit",
+        /// The rule is one that the table cannot express.
+        UnsupportedRule = "unsupported_rule",
+        /// The module's table was not ready yet.
+        TablePending = "table_pending",
+        /// The sample has no user registers (a kernel thread, an exiting process).
+        NoUserRegisters = "no_user_registers",
+    }
+}
+
+impl End {
+    /// Whether the stack was followed to a proven root.
+    pub const fn is_complete(self) -> bool {
+        matches!(self, End::Root | End::RootFramePointer)
+    }
+}
+
+numbers! {
+    /// What became of each sampling tick and of each stack; indices of the `COUNTERS` map.
+    ///
+    /// `Ticks = Idle + Other + Emitted + (the losses)`, exactly.
+    Counter {
+        /// Times the sampling program ran.
+        Ticks = "ticks",
+        /// The CPU was idle.
+        Idle = "idle",
+        /// A process that is not in scope was running.
+        Other = "other",
+        /// A sample reached the ring buffer.
+        Emitted = "emitted",
+        /// Loss: the ring buffer was full.
+        LostRingFull = "lost_ring_full",
+        /// Loss: the per-CPU scratch was in use by an interrupted run of the same program.
+        LostScratchBusy = "lost_scratch_busy",
+        /// Loss: an exec was under way, the address space belonged to neither program.
+        LostInternal = "lost_internal",
+        /// Frames without a row that were followed by the frame pointer.
+        FramePointerFallback = "frame_pointer_fallback",
+        /// Full stacks sent (the other samples sent only a hash).
+        StacksSent = "stacks_sent",
+        /// A child could not be followed: the targets map was full.
+        LostChild = "lost_child",
+        /// A process record (fork, exec, exit) did not fit in the ring buffer.
+        LostProcessRecord = "lost_process_record",
+    }
+}
+
+/// Which kind of probe uses a scratch slot: a timer tick may interrupt a tracepoint
+/// program in the middle of its unwinding on the same CPU.
+pub mod slot {
+    /// CPU sampling.
+    pub const CPU: u32 = 0;
+    /// Failing system calls.
+    pub const SYSCALLS: u32 = 1;
+    /// How many slots there are.
+    pub const COUNT: u32 = 2;
+}
+
+/// Flag of [`Target::flags`]: processes that this one forks are in scope too.
+pub const TARGET_FOLLOW_CHILDREN: u32 = 1;
+
+/// Value of the `TARGETS` map; the key is the thread-group id in the initial PID namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Slot of the process's mapping table, 0 while it has none.
+    pub table: u32,
+    /// `TARGET_…` flags.
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Target>() == 8);
+
+/// Kinds of ring buffer records: the first `u32` of each.
+pub mod record {
+    /// [`crate::StackRecord`] followed by its frames.
+    pub const STACK: u32 = 1;
+    /// [`crate::SampleRecord`].
+    pub const SAMPLE: u32 = 2;
+    /// [`crate::ProcessRecord`]: a process in scope forked another, now in scope too.
+    pub const FORK: u32 = 3;
+    /// [`crate::ProcessRecord`]: a process in scope replaced its program.
+    pub const EXEC: u32 = 4;
+    /// [`crate::ProcessRecord`]: the last thread of a process in scope ended.
+    pub const EXIT: u32 = 5;
+    /// A connection's event; see `tcp`.
+    pub const TCP: u32 = 6;
+    /// A failing system call; see `syscalls`.
+    pub const SYSCALL: u32 = 7;
+}
+
+/// A sample whose stack was sent before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleRecord {
+    /// [`record::SAMPLE`].
+    pub kind: u32,
+    /// Thread-group id in the initial PID namespace.
+    pub tgid: u32,
+    /// Thread id in the initial PID namespace.
+    pub tid: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Hash of the stack.
+    pub stack: u64,
+}
+const _: () = assert!(size_of::<SampleRecord>() == 24);
+
+/// A sample with its stack: `kernel_frames` kernel addresses, leaf first, then
+/// `user_frames` packed [`frame`]s, leaf first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackRecord {
+    /// What a [`SampleRecord`] says, with [`record::STACK`] as its kind.
+    pub sample: SampleRecord,
+    /// Why the user stack ended: an [`End`].
+    pub end: u32,
+    /// Kernel frames that follow.
+    pub kernel_frames: u16,
+    /// User frames that follow.
+    pub user_frames: u16,
+}
+const _: () = assert!(size_of::<StackRecord>() == 32);
+
+/// The life of a process in scope.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessRecord {
+    /// One of [`record::FORK`], [`record::EXEC`], [`record::EXIT`].
+    pub kind: u32,
+    /// Thread-group id in the initial PID namespace.
+    pub tgid: u32,
+    /// The parent's thread-group id (fork only).
+    pub parent: u32,
+    /// The thread-group id as the agent's own PID namespace shows it; 0 if it does not.
+    pub visible: u32,
+}
+const _: () = assert!(size_of::<ProcessRecord>() == 16);

@@ -1,0 +1,218 @@
+//! One step of a stack walk: table row + registers + a way to read memory -> the caller's
+//! registers. Pure: it runs in the kernel and in host tests.
+//!
+//! # The table of a module
+//!
+//! A table is an array of [`Block`]s of 4 KiB, in three parts:
+//!
+//! 1. **Directory**, from block 0: one `u32` for each 256 bytes of the module's virtual
+//!    addresses from [`Module::base`] on. Bits 8..32 are the index of the bucket's first row,
+//!    bits 0..8 its number of rows.
+//! 2. **Rows**, from block [`Module::rows`]: one `u32` each, sorted. The rows of a bucket and the
+//!    row before them lie in one block, so that a search needs one look-up.
+//! 3. **Extended rules**, from block [`Module::extended`]: [`Extended`], 16 bytes each.
+//!
+//! A row holds from its address up to the next row's. Its fields, from the top: the low 8 bits
+//! of the address (24..32), the [`kind`] (21..24), where the caller's rbp was saved (16..21), the
+//! CFA offset in words (0..16). The rule of x86-64 that the return address lies at CFA-8 is built in.
+
+use crate::End;
+
+/// Words in a block.
+pub const BLOCK_WORDS: usize = 1024;
+/// One element of a table map: 4 KiB.
+pub type Block = [u32; BLOCK_WORDS];
+/// log2 of the bytes of address space that one directory entry covers.
+pub const BUCKET_BITS: u32 = 8;
+/// Most rows that a bucket can name.
+pub const BUCKET_ROWS: u32 = 255;
+/// Words of an extended rule.
+pub const EXTENDED_WORDS: usize = 4;
+
+/// What a row says about its frame.
+pub mod kind {
+    /// CFA = rsp + 8 × offset.
+    pub const RSP: u32 = 0;
+    /// CFA = rbp + 8 × offset.
+    pub const RBP: u32 = 1;
+    /// The low 21 bits are the index of an [`super::Extended`] rule.
+    pub const EXTENDED: u32 = 2;
+    /// CFA = rsp + 8 × offset + (8 if (pc & 15) >= the rbp field, else 0): a PLT entry.
+    pub const PLT: u32 = 3;
+    /// A signal frame: the registers are those of the `ucontext` at rsp.
+    pub const SIGNAL: u32 = 4;
+    /// The return address is undefined: the root of a thread.
+    pub const ROOT: u32 = 5;
+    /// No unwind information from here on: follow the frame pointer.
+    pub const NONE: u32 = 6;
+    /// There is a rule, but not one that a row can say.
+    pub const UNSUPPORTED: u32 = 7;
+}
+
+/// Packs a row from the low 8 bits of its address, its [`kind`], rbp field and CFA offset in words.
+pub const fn row(low: u8, kind: u32, rbp: u32, cfa: u32) -> u32 {
+    (low as u32) << 24 | (kind & 7) << 21 | (rbp & 31) << 16 | cfa & 0xffff
+}
+
+/// A rule that a row has no room for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extended {
+    /// One of [`cfa`].
+    pub cfa_kind: u8,
+    /// DWARF number of the register that the CFA is computed from (AMD64 ABI figure 3.36).
+    pub cfa_register: u8,
+    /// One of [`saved`].
+    pub rbp_kind: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Bytes added to the register.
+    pub cfa_offset: i32,
+    /// Bytes added after the load ([`cfa::DEREF`]); the pc threshold ([`cfa::PLT`]).
+    pub cfa_offset2: i32,
+    /// Bytes from the base of [`Extended::rbp_kind`] to the saved rbp.
+    pub rbp_offset: i32,
+}
+const _: () = assert!(size_of::<Extended>() == 4 * EXTENDED_WORDS);
+
+/// How an [`Extended`] rule finds the CFA.
+pub mod cfa {
+    /// register + offset.
+    pub const REGISTER: u8 = 0;
+    /// *(register + offset) + offset2.
+    pub const DEREF: u8 = 1;
+}
+
+/// Where an [`Extended`] rule finds the caller's rbp.
+pub mod saved {
+    /// Unchanged.
+    pub const SAME: u8 = 0;
+    /// At CFA + offset.
+    pub const AT_CFA: u8 = 1;
+    /// At rbp + offset.
+    pub const AT_RBP: u8 = 2;
+    /// At rsp + offset.
+    pub const AT_RSP: u8 = 3;
+}
+
+/// Numbers of the registers (AMD64 ABI, figure 3.36).
+pub mod register {
+    /// rbp.
+    pub const RBP: usize = 6;
+    /// rsp.
+    pub const RSP: usize = 7;
+    /// How many general registers there are.
+    pub const COUNT: usize = 16;
+}
+
+/// Where a module's parts lie in its table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Module {
+    /// The virtual address (ELF) that the first bucket starts at; a multiple of 256.
+    pub base: u64,
+    /// Number of buckets; 0 while the table is not ready.
+    pub buckets: u32,
+    /// Block number of the first row block.
+    pub rows: u32,
+    /// Block number of the first block of extended rules.
+    pub extended: u32,
+    /// Slot of the table in the `TABLES` map.
+    pub table: u32,
+}
+const _: () = assert!(size_of::<Module>() == 24);
+
+/// One executable mapping of a process: an entry of its mapping table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// First address after it.
+    pub end: u64,
+    /// Runtime address minus ELF virtual address.
+    pub bias: u64,
+    /// The module mapped here; `table` 0 for code without a file (JIT).
+    pub module: Module,
+    /// Zero.
+    pub reserved: u64,
+    /// Zero.
+    pub reserved2: u64,
+}
+const _: () = assert!(size_of::<Mapping>() == 64);
+
+/// The mapping table of a process: sorted start addresses, then the entries.
+pub mod mappings {
+    /// Start addresses in one block.
+    pub const STARTS_PER_BLOCK: usize = 512;
+    /// Blocks of start addresses, always present; unused places hold `u64::MAX`.
+    pub const START_BLOCKS: usize = 4;
+    /// Entries in one block.
+    pub const ENTRIES_PER_BLOCK: usize = 64;
+    /// Most mappings of one process.
+    pub const MAX: usize = STARTS_PER_BLOCK * START_BLOCKS;
+}
+
+/// The registers of one frame.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// Instruction pointer: exact in a leaf, the return address in a caller.
+    pub pc: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// Frame pointer.
+    pub bp: u64,
+}
+
+/// What one step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The registers are the caller's; its pc is a return address.
+    Caller,
+    /// The registers are those that a signal interrupted; its pc is exact.
+    Interrupted,
+    /// The walk is over.
+    End(End),
+}
+
+/// Highest address of user space plus one (47 bits, four-level paging) and five-level's.
+const USER_END: u64 = 1 << 56;
+
+/// Position of the row that holds at `low` among `count` sorted rows beginning at `first`.
+///
+/// `word(i)` reads row `i`. The result is at least `first - 1`: the row before the bucket holds
+/// where none of its own does. Without branches: the verifier sees one path.
+#[inline(always)]
+pub fn search(first: u32, count: u32, low: u8, word: impl Fn(u32) -> u32) -> u32 {
+    let mut below = 0u32;
+    let mut step = 128u32;
+    while step > 0 {
+        let candidate = below + step;
+        // Rows at positions < candidate are not above `low` when row candidate-1 is not.
+        let inside = (candidate <= count) as u32;
+        let index = first.wrapping_add(candidate).wrapping_sub(1);
+        let fits = inside & ((word(index) >> 24 <= low as u32) as u32);
+        below += step & 0u32.wrapping_sub(fits);
+        step >>= 1;
+    }
+    first.wrapping_add(below).wrapping_sub(1)
+}
+
+/// Follows the frame pointer of code that has no row.
+#[inline(always)]
+pub fn frame_pointer(regs: &mut Registers, leaf: bool, read: impl Fn(u64) -> Option<[u64; 2]>) -> Step {
+    if regs.bp == 0 && !leaf {
+        return Step::End(End::RootFramePointer);
+    }
+    if regs.bp < regs.sp || regs.bp >= USER_END || regs.bp & 7 != 0 {
+        return Step::End(End::NoRow);
+    }
+    let Some([bp, pc]) = read(regs.bp) else {
+        return Step::End(End::ReadFault);
+    };
+    regs.sp = regs.bp + 16;
+    regs.bp = bp;
+    regs.pc = pc;
+    if pc == 0 { Step::End(End::RootFramePointer) } else { Step::Caller }
+}

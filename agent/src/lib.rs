@@ -1,0 +1,3 @@
+//! An eBPF live-debugging and profiling agent for Linux.
+
+pub mod profile;

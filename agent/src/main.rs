@@ -1,0 +1,3 @@
+//! The command `agent`.
+
+fn main() {}

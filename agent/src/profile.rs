@@ -1,0 +1,218 @@
+//! The model of a profile: interned names and frames, stacks with their counts, the losses and
+//! the facts of the run. No I/O; every output is made from this alone.
+
+use std::collections::{BTreeMap, HashMap};
+
+use agent_ebpf::End;
+use serde::Serialize;
+
+/// Index into [`Profile::frames`].
+pub type FrameId = u32;
+/// Index into [`Profile::stacks`].
+pub type StackId = u32;
+
+/// Where a frame's code lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Space {
+    /// The program and its libraries.
+    User,
+    /// The kernel and its modules.
+    Kernel,
+}
+
+/// One function of one stack, named as well as could be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Frame {
+    /// User or kernel code.
+    pub space: Space,
+    /// File name of the module (`libc.so.6`, `[vdso]`, `[kernel]`), if the address lies in one.
+    pub module: Option<String>,
+    /// Demangled name of the function; `None` where there is none (see [`Frame::unnamed`]).
+    pub function: Option<String>,
+    /// Source file, where there is debug information.
+    pub file: Option<String>,
+    /// Line in it, from 1.
+    pub line: Option<u32>,
+    /// Whether the compiler inlined this function into the next frame towards the root.
+    pub inlined: bool,
+    /// ELF virtual address within the module, or the raw address where there is no module.
+    pub address: u64,
+    /// Why there is no name.
+    pub unnamed: Option<Unnamed>,
+}
+
+/// Why a frame has no function name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unnamed {
+    /// The address lies in no file: JIT code without a perf map, or no mapping.
+    NoModule,
+    /// The module's file could not be opened or is no longer the one mapped.
+    FileUnavailable,
+    /// The file is not an ELF file that can be read.
+    Malformed,
+    /// The file has no symbol table and no debug information.
+    NoSymbols,
+    /// Its symbol table has nothing at this address.
+    NotCovered,
+    /// The kernel hides its symbol addresses (`kernel.kptr_restrict`).
+    KernelHidden,
+}
+
+/// One distinct call path of one thread's name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stack {
+    /// The process.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// The process's name when the sample was taken.
+    pub comm: String,
+    /// The thread's name.
+    pub thread: String,
+    /// Frames, root first: user frames, then the kernel's. Inlined functions are frames.
+    pub frames: Vec<FrameId>,
+    /// Why the user part ended.
+    #[serde(serialize_with = "end_name")]
+    pub end: End,
+    /// Samples.
+    pub count: u64,
+}
+
+fn end_name<S: serde::Serializer>(end: &End, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(end.name())
+}
+
+/// What became of every tick of the sampling clock.
+///
+/// `ticks = idle + other + emitted + Σ lost`, and `emitted = Σ stacks.count`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Accounting {
+    /// Times the sampling program ran, on all CPUs.
+    pub ticks: u64,
+    /// The CPU was idle.
+    pub idle: u64,
+    /// Another process was running.
+    pub other: u64,
+    /// Samples of the target.
+    pub emitted: u64,
+    /// Samples lost, by cause.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// Ticks that frequency × time × CPUs would give.
+    pub expected_ticks: u64,
+    /// Times the kernel skipped the program because it would have nested (`recursion_misses`).
+    pub recursion_misses: u64,
+    /// Frames followed by the frame pointer for want of a row.
+    pub frame_pointer_frames: u64,
+    /// Other things worth counting that are no lost samples (tables not built, mappings dropped…), by cause.
+    pub notes: BTreeMap<String, u64>,
+}
+
+impl Accounting {
+    /// Samples lost for whatever cause.
+    pub fn lost_total(&self) -> u64 {
+        self.lost.values().sum()
+    }
+
+    /// Whether the sum holds to the tick.
+    pub fn balances(&self) -> bool {
+        self.ticks == self.idle + self.other + self.emitted + self.lost_total()
+    }
+}
+
+/// What the agent itself took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Cost {
+    /// CPU time of the agent's process, in seconds.
+    pub cpu_seconds: f64,
+    /// Peak resident set of the agent's process, in bytes.
+    pub peak_rss_bytes: u64,
+    /// Memory of its BPF maps, in bytes, as the kernel accounts it.
+    pub bpf_map_bytes: Option<u64>,
+    /// Nanoseconds in the kernel program per sample of the target (needs `kernel.bpf_stats_enabled`
+    /// or the permission to switch it on for the run).
+    pub bpf_ns_per_sample: Option<f64>,
+    /// Bytes that crossed from the kernel per sample.
+    pub bytes_per_sample: Option<f64>,
+}
+
+/// The circumstances of the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Facts {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// The agent's command line.
+    pub command_line: Vec<String>,
+    /// `uname -srm`.
+    pub kernel: String,
+    /// What the clock was: `cycles` or `cpu-clock`.
+    pub event: String,
+    /// Samples per second and CPU.
+    pub frequency: u64,
+    /// CPUs sampled.
+    pub cpus: u32,
+    /// Start of the run, seconds since the epoch.
+    pub started: u64,
+    /// Time sampled, in seconds.
+    pub duration_seconds: f64,
+    /// Processes in scope, each with its name.
+    pub targets: Vec<TargetFacts>,
+    /// Why the run ended: `duration`, `interrupted`, `target_exited`.
+    pub ended: String,
+}
+
+/// A process that was in scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TargetFacts {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its program's path, as the process sees it.
+    pub exe: Option<String>,
+}
+
+/// A whole profile.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Profile {
+    /// The circumstances.
+    pub facts: Facts,
+    /// Distinct frames.
+    pub frames: Vec<Frame>,
+    /// Distinct stacks.
+    pub stacks: Vec<Stack>,
+    /// Where every tick went.
+    pub accounting: Accounting,
+    /// What it cost.
+    pub cost: Cost,
+    #[serde(skip)]
+    frame_ids: HashMap<Frame, FrameId>,
+}
+
+impl Profile {
+    /// The number of this frame, which is added if it is new.
+    pub fn intern(&mut self, frame: Frame) -> FrameId {
+        if let Some(&id) = self.frame_ids.get(&frame) {
+            return id;
+        }
+        let id = self.frames.len() as FrameId;
+        self.frames.push(frame.clone());
+        self.frame_ids.insert(frame, id);
+        id
+    }
+
+    /// Samples in all stacks.
+    pub fn samples(&self) -> u64 {
+        self.stacks.iter().map(|stack| stack.count).sum()
+    }
+
+    /// Samples whose stack reaches a proven root.
+    pub fn complete_samples(&self) -> u64 {
+        self.stacks
+            .iter()
+            .filter(|stack| stack.end.is_complete())
+            .map(|stack| stack.count)
+            .sum()
+    }
+}
