@@ -2,6 +2,8 @@
 //! stacks of running programs against framehop, and malformed input.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod agreement;
 mod malformed;
+mod process;
 mod rows;
 mod table;
