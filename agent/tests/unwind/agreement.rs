@@ -272,7 +272,7 @@ fn source(name: &str) -> PathBuf {
 fn compiled(compiler: &str, flags: &[&str], name: &str, stops: usize, steps: usize) -> Outcome {
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("program");
-    let status = Command::new(compiler).args(flags).arg(source(name)).arg("-o").arg(&program).status();
+    let status = Command::new(compiler).args(flags).arg("-o").arg(&program).arg(source(name)).status();
     assert!(status.unwrap_or_else(|error| panic!("{compiler}: {error}")).success(), "{compiler} {name}");
     watch(&mut Command::new(&program), stops, steps)
 }
@@ -339,6 +339,14 @@ fn signal_handlers_on_their_own_stack() {
 #[test]
 fn rust_program() {
     compiled("rustc", &["-O"], "mixed.rs", 40, 60).check(10_000);
+}
+
+#[test]
+fn go_program() {
+    let outcome = compiled("go", &["build"], "mixed.go", 60, 60);
+    println!("{outcome:?}");
+    outcome.check_complete(0.995);
+    assert!(outcome.beyond_framehop > 10_000, "{outcome:?}");
 }
 
 #[test]
