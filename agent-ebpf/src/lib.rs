@@ -7,7 +7,7 @@
 //! [`unwind`] is the one piece of logic on both sides: the step that turns the
 //! registers of one frame into those of its caller.
 
-#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", no_std, feature(asm_experimental_arch))]
 
 pub mod unwind;
 
@@ -169,6 +169,13 @@ pub struct Target {
     pub flags: u32,
 }
 const _: () = assert!(size_of::<Target>() == 8);
+
+impl Target {
+    /// The same bytes as plain words, as userspace writes them.
+    pub const fn words(self) -> [u32; 2] {
+        [self.table, self.flags]
+    }
+}
 
 /// Kinds of ring buffer records: the first `u32` of each.
 pub mod record {

@@ -64,6 +64,8 @@ pub struct Scratch {
     pub fallbacks: u32,
     /// Not zero while a walk uses this memory.
     pub busy: u32,
+    /// The user registers that the kernel saved, for a task that was in the kernel.
+    pub saved: aya_ebpf::bindings::pt_regs,
     /// Running hash of the frames.
     pub hash: u64,
     /// The record, contiguous with its frames.

@@ -2,7 +2,7 @@
 
 use agent_ebpf::unwind::{
     BLOCK_WORDS, Block, Extended, Mapping, Memory, Module, Registers, Step, kind, mappings,
-    register, search, step as apply,
+    register, search, sign, step as apply,
 };
 use agent_ebpf::{Counter, End, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, frame};
 use aya_ebpf::bindings::pt_regs;
@@ -121,10 +121,22 @@ pub fn registers_from(regs: &pt_regs, scratch: &mut Scratch) -> bool {
     }
     scratch.regs = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp };
     // DWARF order (AMD64 ABI, figure 3.36): rax rdx rcx rbx rsi rdi rbp rsp r8 … r15.
-    scratch.general = [
-        regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp, regs.r8,
-        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
-    ];
+    scratch.general[0] = regs.rax;
+    scratch.general[1] = regs.rdx;
+    scratch.general[2] = regs.rcx;
+    scratch.general[3] = regs.rbx;
+    scratch.general[4] = regs.rsi;
+    scratch.general[5] = regs.rdi;
+    scratch.general[6] = regs.rbp;
+    scratch.general[7] = regs.rsp;
+    scratch.general[8] = regs.r8;
+    scratch.general[9] = regs.r9;
+    scratch.general[10] = regs.r10;
+    scratch.general[11] = regs.r11;
+    scratch.general[12] = regs.r12;
+    scratch.general[13] = regs.r13;
+    scratch.general[14] = regs.r14;
+    scratch.general[15] = regs.r15;
     true
 }
 
@@ -147,9 +159,14 @@ pub fn registers_of_task(scratch: &mut Scratch) {
             Err(_) => return,
         }
     };
-    // SAFETY: the helper checks the address.
-    if let Ok(regs) = unsafe { bpf_probe_read_kernel(saved) } {
-        registers_from(&regs, scratch);
+    let buffer = &raw mut scratch.saved;
+    // SAFETY: the buffer is as large as the size given; the helper checks the address.
+    let failed = unsafe {
+        generated::bpf_probe_read_kernel(buffer.cast(), size_of::<pt_regs>() as u32, saved.cast())
+    };
+    if failed == 0 {
+        // SAFETY: just filled in.
+        registers_from(unsafe { &*buffer }, scratch);
     }
 }
 
@@ -289,19 +306,17 @@ fn find_mapping(scratch: &mut Scratch, pc: u64) -> bool {
     let Some(table) = TABLES.get(scratch.table) else {
         return false;
     };
-    let mut chosen = 0u32;
+    let mut chosen = 0u64;
     let mut i = 1u32;
     while i < mappings::START_BLOCKS as u32 {
         let Some(starts) = table.get_ptr(i) else {
             return false;
         };
         // SAFETY: a whole block of u64.
-        let first = unsafe { *starts.cast::<u64>() };
-        if first <= pc {
-            chosen = i;
-        }
+        chosen += 1 & starts_at_or_before(unsafe { *starts.cast::<u64>() }, pc);
         i += 1;
     }
+    let chosen = mask::<3>(chosen) as u32;
     let Some(starts) = table.get_ptr(chosen) else {
         return false;
     };
@@ -312,9 +327,7 @@ fn find_mapping(scratch: &mut Scratch, pc: u64) -> bool {
         let index = mask::<511>(below + step);
         // SAFETY: the index is below STARTS.
         let start = unsafe { *starts.add(index) };
-        // All ones when start <= pc.
-        let fits = ((start.wrapping_sub(pc.wrapping_add(1)) as i64) >> 63) as u64;
-        below += step & fits;
+        below += step & starts_at_or_before(start, pc);
         step >>= 1;
     }
     // SAFETY: the index is below STARTS.
@@ -328,8 +341,32 @@ fn find_mapping(scratch: &mut Scratch, pc: u64) -> bool {
     };
     let index = mask::<63>(entry as u64);
     // SAFETY: the index is below ENTRIES_PER_BLOCK, and a block is as large as that many.
-    scratch.mapping = unsafe { *entries.cast::<Mapping>().add(index) };
+    unsafe { copy_mapping(entries.cast::<Mapping>().add(index), &raw mut scratch.mapping) };
     pc >= scratch.mapping.start && pc < scratch.mapping.end
+}
+
+/// All ones where `start <= pc`. Both are below 2^63, or `start` is `u64::MAX`: an unused place.
+#[inline(always)]
+fn starts_at_or_before(start: u64, pc: u64) -> u64 {
+    !sign(pc.wrapping_sub(start) | start)
+}
+
+/// Copies an entry word by word: a call of `memcpy` would be a loop over bytes.
+///
+/// # Safety
+/// Both are valid.
+#[inline(always)]
+unsafe fn copy_mapping(from: *const Mapping, to: *mut Mapping) {
+    const WORDS: usize = size_of::<Mapping>() / 8;
+    let mut i = 0;
+    while i < WORDS {
+        // SAFETY: inside both; volatile, so that it stays a copy of words.
+        unsafe {
+            let word = from.cast::<u64>().add(i).read_volatile();
+            to.cast::<u64>().add(i).write_volatile(word);
+        }
+        i += 1;
+    }
 }
 
 /// The memory of the current process.

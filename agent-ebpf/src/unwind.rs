@@ -184,24 +184,42 @@ pub enum Step {
 /// One past the highest address of user space, with five-level paging.
 const USER_END: u64 = 1 << 56;
 
+/// All ones where the top bit of `value` is set, else 0: a comparison without a branch, so that
+/// a search is one path for the verifier. In the kernel it is an instruction that the optimiser
+/// cannot turn into a branch again.
+#[inline(always)]
+pub fn sign(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: arithmetic on one register.
+        unsafe { core::arch::asm!("{x} s>>= 63", x = inout(reg) value) };
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        (value as i64 >> 63) as u64
+    }
+}
+
 /// Position of the row that holds at `low` among `count` sorted rows beginning at `first`.
 ///
 /// `word(i)` reads row `i`. The result is at least `first - 1`: the row before the bucket holds
-/// where none of its own does. Without branches: the verifier sees one path.
+/// where none of its own does.
 #[inline(always)]
 pub fn search(first: u32, count: u32, low: u8, word: impl Fn(u32) -> u32) -> u32 {
-    let mut below = 0u32;
-    let mut step = 128u32;
+    let mut below = 0u64;
+    let mut step = 128u64;
     while step > 0 {
         let candidate = below + step;
-        // Rows at positions < candidate are not above `low` when row candidate-1 is not.
-        let inside = (candidate <= count) as u32;
-        let index = first.wrapping_add(candidate).wrapping_sub(1);
-        let fits = inside & ((word(index) >> 24 <= low as u32) as u32);
-        below += step & 0u32.wrapping_sub(fits);
+        let last = word((first as u64 + candidate) as u32 - 1);
+        // Not negative where the bucket has that many rows and the last of them is not above.
+        let inside = (count as u64).wrapping_sub(candidate);
+        let not_above = (low as u64).wrapping_sub((last >> 24) as u64);
+        below += step & !sign(inside | not_above);
         step >>= 1;
     }
-    first.wrapping_add(below).wrapping_sub(1)
+    (first as u64 + below) as u32 - 1
 }
 
 /// How a step reads the memory of the process; `None` where it cannot be read.

@@ -1,5 +1,9 @@
 //! An eBPF live-debugging and profiling agent for Linux.
 
 pub mod elf;
+pub mod preflight;
+pub mod probe;
+pub mod process;
 pub mod profile;
+pub mod session;
 pub mod unwind;
