@@ -16,8 +16,12 @@ use crate::elf::{self, Headers, ReadAt, half, word, xword};
 
 /// Most bytes of code that are looked at.
 const MAX_CODE: u64 = 16 << 20;
+/// Shorter gaps, in bytes, are padding or data.
+const MIN_GAP: u32 = 64;
+/// With fewer bytes in gaps and no names of functions, calls to them are not searched for.
+const MIN_UNNAMED: u64 = 16 << 10;
 /// Sweeps over a range: later ones know the jumps that lead back.
-const SWEEPS: usize = 3;
+const SWEEPS: usize = 8;
 /// Functions that nothing names begin at a multiple of this.
 const ALIGNMENT: u64 = 16;
 
@@ -142,51 +146,99 @@ pub(super) fn fill<F: ReadAt + ?Sized>(
     gaps: &[(u32, u32)],
     pieces: &mut Vec<Piece>,
 ) {
-    let mut starts = None;
     let mut budget = MAX_CODE;
-    for &(start, end) in gaps {
-        let Some(rest) = budget.checked_sub(u64::from(end - start)) else { continue };
-        budget = rest;
-        let address = code.origin + u64::from(start);
-        let Ok(bytes) = headers.read_vaddr(file, address, u64::from(end - start)) else { continue };
-        let starts = starts.get_or_insert_with(|| function_symbols(file, headers));
-        let mut previous = None;
-        for (at, row) in sweeps(&bytes, address, starts) {
-            let at = (at - code.origin) as u32;
-            if previous != Some(row) {
-                pieces.push(Piece { start: at, end, source: Source::Row(row) });
-            }
-            previous = Some(row);
+    let mut wanted = gaps.to_vec();
+    wanted.retain(|&(start, end)| {
+        let rest = budget.checked_sub(u64::from(end - start)).filter(|_| end - start >= MIN_GAP);
+        budget = rest.unwrap_or(budget);
+        rest.is_some()
+    });
+    if wanted.is_empty() {
+        return;
+    }
+    let starts = Starts::find(file, headers, code, &wanted);
+    for (start, end) in wanted {
+        let Ok(bytes) = headers.read_vaddr(file, code.origin + u64::from(start), u64::from(end - start)) else {
+            continue;
+        };
+        for (at, row) in sweeps(&bytes, code.origin + u64::from(start), &starts) {
+            let start = (at - code.origin) as u32;
+            pieces.push(Piece { start, end, source: Source::Row(row) });
         }
     }
 }
 
-/// The addresses of the functions in `.symtab`.
-fn function_symbols<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> BTreeSet<u64> {
+/// Where functions begin in the gaps, as far as the file says.
+struct Starts {
+    addresses: BTreeSet<u64>,
+    /// Whether these are all.
+    complete: bool,
+}
+
+impl Starts {
+    fn find<F: ReadAt + ?Sized>(file: &F, headers: &Headers, code: &Code, gaps: &[(u32, u32)]) -> Self {
+        let in_gap = |address: &u64| {
+            let at = address.checked_sub(code.origin).and_then(|at| u32::try_from(at).ok());
+            at.is_some_and(|at| {
+                let next = gaps.partition_point(|&(start, _)| start <= at);
+                next.checked_sub(1).and_then(|i| gaps.get(i)).is_some_and(|&(_, end)| at < end)
+            })
+        };
+        let complete = headers.section(".symtab").is_some();
+        let symbols = function_symbols(file, headers, if complete { ".symtab" } else { ".dynsym" });
+        let mut addresses: BTreeSet<_> = symbols.into_iter().filter(in_gap).collect();
+        let size: u64 = gaps.iter().map(|&(start, end)| u64::from(end - start)).sum();
+        if !complete && size >= MIN_UNNAMED {
+            addresses.extend(called(file, headers).into_iter().filter(in_gap));
+        }
+        Self { addresses, complete }
+    }
+}
+
+/// The addresses of the functions in a symbol table.
+fn function_symbols<F: ReadAt + ?Sized>(file: &F, headers: &Headers, table: &str) -> Vec<u64> {
     const STT_FUNC: u8 = 2;
-    let Some(section) = headers.section(".symtab") else { return BTreeSet::new() };
-    let bytes = elf::read_range(file, section.offset, section.size, ".symtab").unwrap_or_default();
     let is_function = |symbol: &&[u8]| word(symbol, 4) as u8 & 15 == STT_FUNC && half(symbol, 6) != 0;
+    let Some(section) = headers.section(table) else { return Vec::new() };
+    let bytes = elf::read_range(file, section.offset, section.size, "symbol table").unwrap_or_default();
     bytes.chunks_exact(24).filter(is_function).map(|symbol| xword(symbol, 8)).collect()
 }
 
+/// The aligned targets of what looks like a direct call, in code with rules too.
+fn called<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Vec<u64> {
+    const CALL: u8 = 0xe8;
+    let mut targets = Vec::new();
+    for segment in headers.segments.iter().filter(|segment| segment.exec && segment.filesz <= MAX_CODE) {
+        let bytes = headers.read_vaddr(file, segment.vaddr, segment.filesz).unwrap_or_default();
+        for (i, _) in bytes.iter().enumerate().filter(|&(_, &byte)| byte == CALL) {
+            let next = segment.vaddr.wrapping_add(i as u64 + 5);
+            let target = next.wrapping_add_signed((word(&bytes, i + 1) as i32).into());
+            if target % ALIGNMENT == 0 && target.wrapping_sub(segment.vaddr) < segment.filesz {
+                targets.push(target);
+            }
+        }
+    }
+    targets
+}
+
 /// The rows of a range of code.
-fn sweeps(bytes: &[u8], address: u64, symbols: &BTreeSet<u64>) -> Vec<(u64, u32)> {
+fn sweeps(bytes: &[u8], address: u64, starts: &Starts) -> Vec<(u64, u32)> {
     let mut sweep = Sweep {
         end: address + bytes.len() as u64,
-        starts: symbols.range(address..address + bytes.len() as u64).copied().collect(),
+        starts: starts.addresses.range(address..address + bytes.len() as u64).copied().collect(),
         start: address,
         targets: HashMap::new(),
         indirect: State::Unknown,
+        guess: false,
         rows: Vec::new(),
     };
-    for _ in 0..SWEEPS {
-        let known = (sweep.targets.len(), sweep.starts.len());
+    sweep.settle(bytes);
+    if !starts.complete {
+        sweep.guess = true;
         sweep.rows.clear();
         sweep.run(bytes);
-        if known == (sweep.targets.len(), sweep.starts.len()) {
-            break;
-        }
+        sweep.guess = false;
+        sweep.settle(bytes);
     }
     sweep.rows
 }
@@ -201,10 +253,24 @@ struct Sweep {
     /// The state at the function's last indirect jump: a switch leads to blocks that no direct
     /// jump does.
     indirect: State,
+    /// Whether aligned blocks that nothing leads to are taken for functions.
+    guess: bool,
     rows: Vec<(u64, u32)>,
 }
 
 impl Sweep {
+    /// Sweeps until nothing new is found.
+    fn settle(&mut self, bytes: &[u8]) {
+        for _ in 0..SWEEPS {
+            let known = (self.targets.len(), self.starts.len());
+            self.rows.clear();
+            self.run(bytes);
+            if known == (self.targets.len(), self.starts.len()) {
+                break;
+            }
+        }
+    }
+
     fn run(&mut self, bytes: &[u8]) {
         let mut decoder = Decoder::with_ip(64, bytes, self.start, DecoderOptions::NONE);
         let mut instruction = Instruction::default();
@@ -219,7 +285,9 @@ impl Sweep {
                 if matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3) {
                     continue;
                 }
-                state = self.targets.get(&at).copied().unwrap_or(self.unreached(at));
+                state = self.targets.get(&at).copied().unwrap_or_else(|| self.unreached(at));
+            } else if !matches!(state, State::Frame(_)) {
+                state = self.targets.get(&at).copied().unwrap_or(state);
             }
             let row = state.row();
             if self.rows.last().is_none_or(|&(_, last)| last != row) {
@@ -230,10 +298,23 @@ impl Sweep {
     }
 
     /// The state of a block that no known jump leads to.
-    fn unreached(&self, at: u64) -> State {
-        match self.indirect {
-            State::Unknown if at % ALIGNMENT == 0 => ENTRY,
-            state => state,
+    fn unreached(&mut self, at: u64) -> State {
+        if self.guess && self.indirect == State::Unknown && at % ALIGNMENT == 0 {
+            self.starts.insert(at);
+            return ENTRY;
+        }
+        self.indirect
+    }
+
+    /// Takes an address of code that is loaded into a register for a function's.
+    fn pointer(&mut self, instruction: &Instruction) {
+        let address = match instruction.code() {
+            Opcode::Lea_r64_m if instruction.is_ip_rel_memory_operand() => instruction.ip_rel_memory_address(),
+            Opcode::Mov_r32_imm32 | Opcode::Mov_rm64_imm32 => instruction.immediate(1),
+            _ => return,
+        };
+        if address > self.start && address < self.end && address % ALIGNMENT == 0 {
+            self.starts.insert(address);
         }
     }
 
@@ -245,6 +326,10 @@ impl Sweep {
             FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::XbeginXabortXend => {
                 if inside && state != State::Unknown && !self.starts.contains(&target) {
                     self.targets.entry(target).or_insert(state);
+                    let tail_call = instruction.flow_control() == FlowControl::UnconditionalBranch && state == ENTRY;
+                    if tail_call && target % ALIGNMENT == 0 {
+                        self.starts.insert(target);
+                    }
                 }
                 (state, instruction.flow_control() != FlowControl::UnconditionalBranch)
             }
@@ -258,8 +343,10 @@ impl Sweep {
             }
             FlowControl::Return | FlowControl::Exception => (State::Unknown, false),
             _ if instruction.is_invalid() => (State::Unknown, false),
-            _ if instruction.mnemonic() == Mnemonic::Hlt => (State::Unknown, false),
-            _ => (state.after(instruction), true),
+            _ => {
+                self.pointer(instruction);
+                (state.after(instruction), true)
+            }
         }
     }
 }
