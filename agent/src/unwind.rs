@@ -6,11 +6,13 @@
 //! malformed entries are counted and left out.
 
 mod code;
+mod depth;
 mod eh_frame;
 mod fill;
 mod gopclntab;
 mod layout;
 mod rule;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
