@@ -341,12 +341,34 @@ fn rust_program() {
     compiled("rustc", &["-O"], "mixed.rs", 40, 60).check(10_000);
 }
 
-#[test]
-fn go_program() {
-    let outcome = compiled("go", &["build"], "mixed.go", 60, 60);
+/// Code without `.eh_frame` is beyond framehop: such stacks have to reach a root.
+fn check_without_framehop(outcome: &Outcome) {
     println!("{outcome:?}");
+    outcome.check_agreement(0);
     outcome.check_complete(0.995);
     assert!(outcome.beyond_framehop > 10_000, "{outcome:?}");
+}
+
+#[test]
+fn go_program() {
+    check_without_framehop(&compiled("go", &["build"], "mixed.go", 60, 60));
+}
+
+#[test]
+fn musl_static() {
+    check_without_framehop(&compiled("musl-gcc", &["-O2", "-static"], "mixed.c", 60, 60));
+}
+
+#[test]
+fn musl_static_stripped() {
+    check_without_framehop(&compiled("musl-gcc", &["-O2", "-static", "-s"], "mixed.c", 60, 60));
+}
+
+#[test]
+fn musl_signal_handlers() {
+    let outcome = compiled("musl-gcc", &["-O2", "-static"], "signals.c", 100, 20);
+    check_without_framehop(&outcome);
+    assert!(outcome.signals > 20, "{outcome:?}");
 }
 
 #[test]
