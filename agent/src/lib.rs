@@ -1,3 +1,5 @@
 //! An eBPF live-debugging and profiling agent for Linux.
 
+pub mod cli;
+pub mod output;
 pub mod profile;
