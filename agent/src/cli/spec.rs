@@ -204,7 +204,9 @@ pub fn default_name(kind: &str, comm: &str, pid: u32, started: u64, format: Form
 /// Seconds since the epoch as `YYYYMMDD-HHMMSS`, in UTC.
 fn utc(seconds: u64) -> String {
     let (mut days, second) = (seconds / 86_400, seconds % 86_400);
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let mut year = 1970;
     while year < 9999 && days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));

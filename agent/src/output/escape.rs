@@ -166,7 +166,8 @@ impl Formatter for JsonFormatter {
         let mut chars = fragment.char_indices().peekable();
         while let Some((at, c)) = chars.next() {
             let next = chars.peek().map(|&(_, next)| next);
-            if !is_unsafe(c) && !(c == '<' && matches!(next, Some('/' | '!'))) {
+            let markup = c == '<' && matches!(next, Some('/' | '!'));
+            if !(markup || is_unsafe(c)) {
                 continue;
             }
             writer.write_all(fragment.get(start..at).unwrap_or_default().as_bytes())?;

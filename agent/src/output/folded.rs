@@ -51,12 +51,13 @@ fn header(profile: &Profile) -> String {
             text::show_percent(complete)
         ));
     }
-    // A line that ends in a number would be a stack to some readers.
     lines
         .iter()
-        .map(|line| match line.chars().last() {
-            Some(last) if last.is_ascii_digit() || last == '.' => format!("# {line}:\n"),
-            _ => format!("# {line}\n"),
+        .map(|line| {
+            // A line that ends in a number would be a stack to some readers.
+            let last = line.rsplit(' ').next().unwrap_or_default();
+            let end = if last.parse::<f64>().is_ok() { ":" } else { "" };
+            format!("# {line}{end}\n")
         })
         .collect()
 }
@@ -69,7 +70,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        fixture::check_golden("profile.folded", render(&fixture::profile()).as_bytes());
+        fixture::check_golden("profile.folded.txt", render(&fixture::profile()).as_bytes());
     }
 
     /// What the most careless reader (`flamegraph.pl`, speedscope) takes for a stack.

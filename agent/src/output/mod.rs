@@ -7,7 +7,9 @@ pub mod escape;
 pub mod file;
 mod folded;
 mod json;
+pub mod summary;
 mod svg;
+pub mod table;
 pub mod text;
 
 #[cfg(test)]

@@ -87,8 +87,8 @@ fn color(kind: Kind, name: &str) -> Color {
     let shade = |range: u32| u8::try_from(hash.rotate_left(range) % range).unwrap_or(0);
     match kind {
         Kind::Process => Color::new(198, 208, 220),
-        Kind::User => Color::new(244, 136 + shade(60), 82 + shade(30)),
-        Kind::Inlined => Color::new(247, 212 + shade(24), 110 + shade(40)),
+        Kind::User => Color::new(244, 136 + shade(46), 82 + shade(30)),
+        Kind::Inlined => Color::new(250, 222 + shade(20), 140 + shade(40)),
         Kind::Jit => Color::new(120 + shade(40), 200 + shade(24), 120 + shade(30)),
         Kind::Kernel => Color::new(128 + shade(30), 170 + shade(30), 232 + shade(16)),
         Kind::Truncated => Color::new(172, 172, 172),
@@ -278,6 +278,7 @@ mod tests {
             .collect();
         profile.facts.targets[0].comm = fixture::HOSTILE.concat();
         let svg = text_of(&profile);
+        fixture::check_golden("hostile.svg", svg.as_bytes());
         let names = elements(&svg);
         assert_eq!(names.iter().filter(|name| *name == "script").count(), 1);
         assert!(names.iter().all(|name| name != "img"));
