@@ -11,22 +11,21 @@
 
 use std::collections::BTreeMap;
 
-use super::text::{self, Kind};
+use super::text::{self, Kind, Paths};
 use crate::profile::Profile;
 
 /// The profile as folded stacks.
 pub(super) fn render(profile: &Profile) -> String {
     let mut out = header(profile);
     let mut lines: BTreeMap<String, u64> = BTreeMap::new();
-    for (path, count) in text::paths(profile) {
-        let frames: Vec<String> = path
-            .into_iter()
-            .map(|(name, kind)| match kind {
-                Kind::Kernel => name + "_[k]",
-                _ => name,
-            })
-            .collect();
-        *lines.entry(frames.join(";")).or_insert(0) += count;
+    for (path, count) in Paths::new(profile).iter() {
+        let mut line = String::new();
+        for (name, kind) in path {
+            line += name;
+            line += if *kind == Kind::Kernel { "_[k];" } else { ";" };
+        }
+        line.pop();
+        *lines.entry(line).or_insert(0) += count;
     }
     for (line, count) in lines {
         out += &format!("{line} {count}\n");

@@ -43,12 +43,12 @@ pub fn hottest(profile: &Profile) -> Vec<Hot> {
     let keys: Vec<(String, String)> = profile.frames.iter().map(key).collect();
     let mut functions: HashMap<(String, String), (u64, u64)> = HashMap::new();
     for stack in &profile.stacks {
-        let frames = stack.frames.iter().filter_map(|&id| keys.get(id as usize));
-        let distinct: HashSet<&(String, String)> = frames.clone().collect();
+        let key = |id: &u32| keys.get(*id as usize);
+        let distinct: HashSet<&(String, String)> = stack.frames.iter().filter_map(key).collect();
         for key in distinct {
             functions.entry(key.clone()).or_default().1 += stack.count;
         }
-        match frames.last() {
+        match stack.frames.last().and_then(key) {
             Some(leaf) => functions.entry(leaf.clone()).or_default().0 += stack.count,
             None => {
                 let (own, total) = functions.entry(no_frames(stack)).or_default();

@@ -11,16 +11,16 @@ use inferno::flamegraph::color::{BackgroundColor, Color, PaletteMap};
 use inferno::flamegraph::{self, Options, TextTruncateDirection};
 
 use super::escape;
-use super::text::{self, Kind};
+use super::text::{self, Kind, Paths};
 use crate::profile::Profile;
 
 /// Width of the picture where no script fits it to the window, in pixels.
 const WIDTH: usize = 1200;
 /// Height added below inferno's picture, in pixels.
 const FOOTER: usize = 44;
-/// Frames narrower than this, in percent of the whole, are not drawn: less than a pixel on any
-/// screen, and a megabyte of them in a long run.
-const MIN_WIDTH_PERCENT: f64 = 0.02;
+/// Frames narrower than this, in percent of the whole, are not drawn: about a pixel on a wide
+/// screen, and megabytes of them in a long run. The other formats have them.
+const MIN_WIDTH_PERCENT: f64 = 0.05;
 const BACKGROUND: &str = "#f8f8f8";
 
 /// The profile as a flame graph.
@@ -30,13 +30,16 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     }
     let mut palette = PaletteMap::default();
     palette.insert("", Color::new(224, 224, 224));
+    let paths = Paths::new(profile);
+    for (name, kind) in &paths.names {
+        palette.insert(format!("{name}{}", mark(*kind)), color(*kind, name));
+    }
     let mut lines = Vec::new();
-    for (path, count) in text::paths(profile) {
+    for (path, count) in paths.iter() {
         let mut line = String::new();
-        for (name, kind) in &path {
-            let marked = format!("{name}{}", mark(*kind));
-            palette.insert(&marked, color(*kind, name));
-            line += &marked;
+        for (name, kind) in path {
+            line += name;
+            line += mark(*kind);
             line.push(';');
         }
         line.pop();
@@ -96,7 +99,8 @@ fn color(kind: Kind, name: &str) -> Color {
 }
 
 fn title(profile: &Profile) -> String {
-    format!("CPU flame graph: {}", text::targets(profile))
+    let title = format!("CPU flame graph: {}", text::targets(profile));
+    escape::truncate_middle(&title, 100).into_owned()
 }
 
 fn subtitle(profile: &Profile) -> String {

@@ -84,29 +84,62 @@ impl<'a> Processes<'a> {
     }
 }
 
-/// Every distinct path of the profile as a list of (name, kind), root first: the process, the
-/// mark of a cut stack, then the frames. Paths equal in text and kind are one.
-pub fn paths(profile: &Profile) -> BTreeMap<Vec<(String, Kind)>, u64> {
-    let processes = Processes::new(profile);
-    let named: Vec<(String, Kind)> = profile
-        .frames
-        .iter()
-        .map(|frame| (frame_name(frame), kind(frame)))
-        .collect();
-    let mut paths = BTreeMap::new();
-    for stack in &profile.stacks {
-        let mut path = Vec::with_capacity(stack.frames.len() + 2);
-        path.push((processes.name(stack), Kind::Process));
-        path.extend(truncated(stack.end).map(|text| (text, Kind::Truncated)));
-        path.extend(
-            stack
+/// The distinct call paths of a profile, in order.
+#[derive(Debug)]
+pub struct Paths {
+    /// The distinct frames by name and kind, sorted.
+    pub names: Vec<(String, Kind)>,
+    /// Each path, root first, as indices into `names`, with its samples. Sorted frame by frame:
+    /// paths that share a start stand together.
+    pub counts: BTreeMap<Vec<usize>, u64>,
+}
+
+impl Paths {
+    /// The paths of this profile: the process, the mark of a cut stack, then the frames. Stacks
+    /// equal in names and kinds are one.
+    pub fn new(profile: &Profile) -> Self {
+        let processes = Processes::new(profile);
+        let frames: Vec<(String, Kind)> = profile
+            .frames
+            .iter()
+            .map(|frame| (frame_name(frame), kind(frame)))
+            .collect();
+        let roots: Vec<Vec<(String, Kind)>> = profile
+            .stacks
+            .iter()
+            .map(|stack| {
+                let mut root = vec![(processes.name(stack), Kind::Process)];
+                root.extend(truncated(stack.end).map(|text| (text, Kind::Truncated)));
+                root
+            })
+            .collect();
+        let names: BTreeSet<&(String, Kind)> =
+            frames.iter().chain(roots.iter().flatten()).collect();
+        let names: Vec<(String, Kind)> = names.into_iter().cloned().collect();
+        // Every name that is looked up is in there.
+        let index = |name: &(String, Kind)| names.binary_search(name).unwrap_or_default();
+        let frames: Vec<usize> = frames.iter().map(index).collect();
+        let mut counts = BTreeMap::new();
+        for (stack, root) in profile.stacks.iter().zip(&roots) {
+            let leaves = stack
                 .frames
                 .iter()
-                .filter_map(|&id| named.get(id as usize).cloned()),
-        );
-        *paths.entry(path).or_insert(0) += stack.count;
+                .filter_map(|&id| frames.get(id as usize).copied());
+            let path: Vec<usize> = root.iter().map(index).chain(leaves).collect();
+            *counts.entry(path).or_insert(0) += stack.count;
+        }
+        Self { names, counts }
     }
-    paths
+
+    /// Every path as the names and kinds of its frames, with its samples, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (impl Iterator<Item = &(String, Kind)>, u64)> {
+        self.counts.iter().map(|(path, count)| {
+            (
+                path.iter().filter_map(|&index| self.names.get(index)),
+                *count,
+            )
+        })
+    }
 }
 
 /// `ticks 4000 = 2900 idle + 800 other + 299 emitted + 1 lost (ring full 1)`: where every tick of
@@ -231,19 +264,21 @@ mod tests {
         assert_eq!(show_percent(0.0), "0.0");
     }
 
+    fn process_names(profile: &Profile) -> BTreeSet<String> {
+        let names = Paths::new(profile).names.into_iter();
+        names
+            .filter(|(_, kind)| *kind == Kind::Process)
+            .map(|(name, _)| name)
+            .collect()
+    }
+
     #[test]
     fn equal_comms_are_told_apart() {
         let mut profile = fixture::profile();
-        let names: BTreeSet<String> = paths(&profile)
-            .into_keys()
-            .map(|p| p[0].0.clone())
-            .collect();
+        let names = process_names(&profile);
         assert_eq!(names, BTreeSet::from(["server".to_owned()]));
         profile.stacks[0].pid += 1;
-        let names: BTreeSet<String> = paths(&profile)
-            .into_keys()
-            .map(|p| p[0].0.clone())
-            .collect();
+        let names = process_names(&profile);
         let expected = ["server-4242", "server-4243"].map(str::to_owned);
         assert_eq!(names, BTreeSet::from(expected));
     }
