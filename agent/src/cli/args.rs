@@ -45,10 +45,10 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, Default, ClapArgs)]
 pub struct Verbosity {
     /// Say more; twice for the diagnostics of the kernel programs
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     pub verbose: u8,
     /// Say nothing but errors: no progress, no summary
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = 101, conflicts_with = "verbose")]
     pub quiet: bool,
 }
 

@@ -21,7 +21,7 @@ pub enum SpecError {
     #[error("--pid and a command after `--` exclude each other: drop one of them")]
     PidAndCommand,
     /// A duration that cannot be read.
-    #[error("{flag} {text}: no duration; write 10s, 500ms or 2m")]
+    #[error("{flag} {text}: not a duration; write 10s, 500ms or 2m")]
     Duration {
         /// The flag.
         flag: &'static str,

@@ -104,7 +104,7 @@ impl Destination {
     pub fn write(self, bytes: &[u8]) -> Result<(), OutputError> {
         match self.target {
             Target::Stdout => write_stdout(bytes),
-            Target::File(path) => write_file(&path, bytes),
+            Target::File(path) => write_file(&path, bytes, invoking_user()),
         }
     }
 
@@ -130,10 +130,11 @@ fn write_stdout(bytes: &[u8]) -> Result<(), OutputError> {
     }
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), OutputError> {
+/// `owner` is the user and the group that the file is given to.
+fn write_file(path: &Path, bytes: &[u8], owner: Option<(u32, u32)>) -> Result<(), OutputError> {
     check_kind(path)?;
     let (temporary, mut file) = create_beside(path)?;
-    let written = file.write_all(bytes).and_then(|()| match invoking_user() {
+    let written = file.write_all(bytes).and_then(|()| match owner {
         Some((uid, gid)) => fchown(&file, Some(uid), Some(gid)),
         None => Ok(()),
     });
@@ -289,6 +290,22 @@ mod tests {
         assert!(error.contains("a directory"), "{error}");
         let error = prepare(Path::new("/dev/null")).unwrap_err().to_string();
         assert!(error.contains("no regular file"), "{error}");
+    }
+
+    #[test]
+    fn sudo_gives_the_file_to_its_caller() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.svg");
+        let own = fs::metadata(directory.path()).unwrap();
+        // Only root may give a file away; another user tries what always works.
+        let owner = match own.uid() {
+            0 => (65534, 65533),
+            _ => (own.uid(), own.gid()),
+        };
+        write_file(&path, b"x", Some(owner)).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), owner);
+        assert_eq!(metadata.mode() & 0o777, 0o600);
     }
 
     #[test]

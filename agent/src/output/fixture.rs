@@ -94,7 +94,7 @@ pub(crate) fn profile() -> Profile {
         ticks: 297,
         idle: 200,
         other: 96,
-        lost: [("lost_ring_full", 1)].into(),
+        lost: [("ring_full", 1)].into(),
         expected_ticks: 396,
         ..Accounting::default()
     };

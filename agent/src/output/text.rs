@@ -159,12 +159,7 @@ pub fn accounting(accounting: &Accounting) -> String {
         .lost
         .iter()
         .filter(|(_, count)| **count > 0)
-        .map(|(cause, count)| {
-            format!(
-                "{} {count}",
-                words(cause.strip_prefix("lost_").unwrap_or(cause))
-            )
-        })
+        .map(|(cause, count)| format!("{} {count}", words(cause)))
         .collect();
     if !causes.is_empty() {
         line += &format!(" ({})", causes.join(", "));
@@ -248,7 +243,7 @@ mod tests {
             idle: 2900,
             other: 800,
             emitted: 299,
-            lost: [("lost_ring_full", 1), ("lost_scratch_busy", 0)].into(),
+            lost: [("ring_full", 1), ("scratch_busy", 0)].into(),
             ..Accounting::default()
         };
         let line = "ticks 4000 = 2900 idle + 800 other + 299 emitted + 1 lost (ring full 1)";
