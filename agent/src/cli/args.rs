@@ -48,7 +48,13 @@ pub struct Verbosity {
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     pub verbose: u8,
     /// Say nothing but errors: no progress, no summary
-    #[arg(short, long, global = true, display_order = 101, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 101,
+        conflicts_with = "verbose"
+    )]
     pub quiet: bool,
 }
 

@@ -5,6 +5,7 @@
 //! A new subcommand takes a variant of [`args::Command`] and a file of its own.
 
 pub mod args;
+pub mod destination;
 pub mod generate;
 pub mod profile_args;
 pub mod spec;

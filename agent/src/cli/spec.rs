@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::args::TargetArgs;
-use crate::output::file::Target;
+use super::destination::Target;
 use crate::output::{Format, UnknownFormat, escape};
 
 /// Why a command line has no meaning. The exit code is 2.

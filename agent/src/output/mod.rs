@@ -1,10 +1,9 @@
-//! The formats. Each sees the model only and returns bytes; [`file`] is the one place that
-//! writes them.
+//! The formats. Each sees the model only and returns bytes or text; nothing here writes a file
+//! or prints (see [`crate::cli::destination`]).
 //!
 //! Adding a format takes its own file and one line in [`Format`].
 
 pub mod escape;
-pub mod file;
 mod folded;
 mod json;
 pub mod summary;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::escape;
+use crate::output::escape;
 
 /// Where an output goes, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -323,7 +323,7 @@ mod tests {
     fn missing_directory_is_known_before_the_capture() {
         let error = prepare(Path::new("/nonexistent/dir/out.svg")).unwrap_err();
         assert!(error.to_string().contains("`/nonexistent/dir`"), "{error}");
-        let error = prepare(Path::new("/proc/out.svg")).unwrap_err();
+        let error = prepare(Path::new("/etc/passwd/out.svg")).unwrap_err();
         assert!(matches!(error, OutputError::Directory { .. }), "{error}");
     }
 }
