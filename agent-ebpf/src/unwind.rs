@@ -43,11 +43,16 @@ pub mod kind {
     pub const SIGNAL: u32 = 4;
     /// The return address is undefined: the root of a thread.
     pub const ROOT: u32 = 5;
-    /// No unwind information from here on: follow the frame pointer.
+    /// No unwind information from here on: follow the frame pointer. With the CFA offset
+    /// [`super::SWITCHED`] it may point to another stack.
     pub const NONE: u32 = 6;
     /// There is a rule, but not one that a row can say.
     pub const UNSUPPORTED: u32 = 7;
 }
+
+/// CFA offset of a [`kind::NONE`] row: the code has changed to another stack and kept rbp, as
+/// Go's `systemstack` does, so that the frame pointer need not lie above rsp.
+pub const SWITCHED: u32 = 1;
 
 /// Packs a row from the low 8 bits of its address, its [`kind`], rbp field and CFA offset in words.
 pub const fn row(low: u8, kind: u32, rbp: u32, cfa: u32) -> u32 {
@@ -262,7 +267,7 @@ pub fn step(row: u32, regs: &mut Registers, leaf: bool, memory: &impl Memory) ->
         kind::EXTENDED => extended(row & 0x1f_ffff, regs, leaf, memory),
         kind::SIGNAL => interrupted(regs, memory),
         kind::ROOT => Step::End(End::Root),
-        kind::NONE => frame_pointer(regs, leaf, memory),
+        kind::NONE => frame_pointer(regs, leaf, row & 0xffff == SWITCHED, memory),
         _ => Step::End(End::UnsupportedRule),
     }
 }
@@ -367,13 +372,13 @@ fn interrupted(regs: &mut Registers, memory: &impl Memory) -> Step {
     Step::Interrupted
 }
 
-/// Follows the frame pointer of code that has no row.
+/// Follows the frame pointer of code that has no row; with `switched` it may point below rsp.
 #[inline(always)]
-pub fn frame_pointer(regs: &mut Registers, leaf: bool, memory: &impl Memory) -> Step {
+pub fn frame_pointer(regs: &mut Registers, leaf: bool, switched: bool, memory: &impl Memory) -> Step {
     if regs.bp == 0 && !leaf {
         return Step::End(End::RootFramePointer);
     }
-    if regs.bp < regs.sp || regs.bp >= USER_END || regs.bp & 7 != 0 {
+    if (regs.bp < regs.sp && !switched) || regs.bp >= USER_END || regs.bp & 7 != 0 {
         return Step::End(End::NoRow);
     }
     let Some([bp, pc]) = memory.pair(regs.bp) else {

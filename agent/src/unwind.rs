@@ -7,6 +7,7 @@
 
 mod eh_frame;
 mod fill;
+mod gopclntab;
 mod layout;
 mod rule;
 #[cfg(test)]
@@ -81,6 +82,8 @@ pub struct Table {
 enum Source {
     /// The FDE at this offset in `.eh_frame`.
     Fde(u32),
+    /// The depths at this offset in the pc tables of `.gopclntab`.
+    Go(u32),
     /// One row for all of it.
     Row(u32),
 }
@@ -137,13 +140,22 @@ pub fn build<F: ReadAt + ?Sized>(file: &F) -> Result<Table, Error> {
     let mut section = Section::new(&bytes, vaddr);
     let mut pieces = fde_pieces(&mut section, &code, &mut report);
     pieces.sort_by_key(|piece| piece.start);
-    let gaps = gaps(&code, &pieces);
+    let go = gopclntab::Table::read(file, &headers);
+    if let Some(go) = &go {
+        go.fill(&code, &gaps(&code, &pieces), &mut pieces);
+        pieces.sort_by_key(|piece| piece.start);
+    }
     let covered = pieces.len();
-    fill::fill(file, &headers, &code, &gaps, &mut pieces);
+    fill::fill(file, &headers, &code, &gaps(&code, &pieces), &mut pieces);
     if pieces.len() > covered {
         pieces.sort_by_key(|piece| piece.start);
     }
-    let (blocks, module) = write(&code, &pieces, &mut section, &mut report)?;
+    let layout = write(&code, &pieces, &mut section, go.as_ref(), &mut report)?;
+    report.rows = layout.rows;
+    report.cut_rows = layout.cut;
+    report.extended = layout.extended();
+    drop((go, pieces));
+    let (blocks, module) = layout.finish()?;
     Ok(Table { blocks, module, report })
 }
 
@@ -210,32 +222,42 @@ fn gaps(code: &Code, pieces: &[Piece]) -> Vec<(u32, u32)> {
     gaps
 }
 
+/// The parts of a piece that lie in gaps.
+fn uncovered(gaps: &[(u32, u32)], piece: Piece) -> impl Iterator<Item = Piece> {
+    let first = gaps.partition_point(|&(_, end)| end <= piece.start);
+    gaps.iter()
+        .skip(first)
+        .take_while(move |&&(start, _)| start < piece.end)
+        .map(move |&(start, end)| Piece { start: start.max(piece.start), end: end.min(piece.end), ..piece })
+}
+
 /// Writes the rows of sorted pieces.
 fn write(
     code: &Code,
     pieces: &[Piece],
     section: &mut Section,
+    go: Option<&gopclntab::Table>,
     report: &mut Report,
-) -> Result<(Vec<Block>, Module), Error> {
+) -> Result<Layout, Error> {
     let first = pieces.first().ok_or(Error::NoRules)?.start >> BUCKET_BITS << BUCKET_BITS;
     let last = pieces.iter().map(|piece| piece.end).max().unwrap_or(first);
     let base = code.origin + u64::from(first);
     let mut layout = Layout::new(base, last - first);
     for (piece, end, next) in clipped(pieces) {
-        match piece.source {
-            _ if end <= piece.start => continue,
-            Source::Fde(offset) => {
-                let fde = Fde { start: code.origin + u64::from(piece.start), end: code.origin + u64::from(end), offset };
+        let range = code.origin + u64::from(piece.start)..code.origin + u64::from(end);
+        match (piece.source, go) {
+            _ if range.is_empty() => continue,
+            (Source::Fde(offset), _) => {
+                let fde = Fde { start: range.start, end: range.end, offset };
                 section.rows(&fde, base, &mut layout, report)?;
             }
-            Source::Row(row) => layout.push(piece.start - first, row)?,
+            (Source::Go(pcsp), Some(go)) => go.rows(range, pcsp, base, &mut layout)?,
+            (Source::Go(_), None) => {}
+            (Source::Row(row), _) => layout.push(piece.start - first, row)?,
         }
         if next.is_none_or(|next| next - end >= PADDING) {
             layout.push(end - first, NONE)?;
         }
     }
-    report.rows = layout.rows;
-    report.cut_rows = layout.cut;
-    report.extended = layout.extended();
-    layout.finish()
+    Ok(layout)
 }

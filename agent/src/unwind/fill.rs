@@ -2,7 +2,7 @@
 
 use agent_ebpf::unwind::{kind, row};
 
-use super::{Code, Piece, Source};
+use super::{Code, Piece, Source, uncovered};
 use crate::elf::{self, Headers, ReadAt};
 
 /// Bytes of a program's entry code that are taken for its root where nothing says its length.
@@ -49,15 +49,6 @@ pub(super) fn fill<F: ReadAt + ?Sized>(
 /// The row CFA = rsp + 8 × words.
 fn words(words: u32) -> u32 {
     row(0, kind::RSP, 0, words)
-}
-
-/// The parts of a piece that lie in gaps.
-fn uncovered(gaps: &[(u32, u32)], piece: Piece) -> impl Iterator<Item = Piece> {
-    let first = gaps.partition_point(|&(_, end)| end <= piece.start);
-    gaps.iter()
-        .skip(first)
-        .take_while(move |&&(start, _)| start < piece.end)
-        .map(move |&(start, end)| Piece { start: start.max(piece.start), end: end.min(piece.end), ..piece })
 }
 
 /// The lazy-binding PLT (psABI AMD64, figure 5.3): entry 0 pushes one word more on top of the
