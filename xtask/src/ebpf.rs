@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const OBJECT: &str = "agent/bpf/agent.bpf.o";
 const NOTE: &str = "agent/bpf/agent.bpf.toml";
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return check(&sources);
     }
     let toolchain = Toolchain::find()?;
-    let object = toolchain.build()?;
+    let object = toolchain.build(Warnings::Shown)?;
     let note = Note::new(&toolchain, sources, &object);
     fs::create_dir_all(root().join(OBJECT).with_file_name(""))?;
     fs::write(root().join(OBJECT), &object).with_context(|| format!("cannot write {OBJECT}"))?;
@@ -59,14 +59,14 @@ fn check(sources: &str) -> Result<()> {
     }
     let toolchain = Toolchain::find()?;
     if (&toolchain.rustc, &toolchain.linker) != (&note.rustc, &note.linker) {
-        toolchain.build()?;
+        toolchain.build(Warnings::Denied)?;
         eprintln!(
             "{OBJECT}: sources unchanged and they compile, bytes not compared: recorded are {} and {}, here are {} and {}",
             note.rustc, note.linker, toolchain.rustc, toolchain.linker
         );
         return Ok(());
     }
-    let rebuilt = toolchain.build()?;
+    let rebuilt = toolchain.build(Warnings::Denied)?;
     if rebuilt != object {
         let copy = target().join("bpf/rebuilt.bpf.o");
         fs::write(&copy, &rebuilt)?;
@@ -79,6 +79,13 @@ fn check(sources: &str) -> Result<()> {
     }
     eprintln!("{OBJECT}: up to date, a rebuild gives the same {} bytes", object.len());
     Ok(())
+}
+
+/// What the compiler's warnings mean.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Warnings {
+    Shown,
+    Denied,
 }
 
 /// A compiler with the source of its `core`, and the programs that make an object of it.
@@ -102,8 +109,7 @@ impl Toolchain {
         };
         let rustc = command::output(Command::new(&compiler).arg("--version"))?;
         let sysroot = command::output(Command::new(&compiler).args(["--print", "sysroot"]))?;
-        let core = fs::canonicalize(Path::new(sysroot.trim()).join("lib/rustlib/src/rust"))
-            .context("no source of core")?;
+        let core = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
         let linker = command::output(Command::new(linker_path()?).arg("--version"))?;
         let strip = Path::new(DEBIAN_LLVM).join("llvm-strip");
         let strip = if strip.is_file() { Some(strip) } else { command::find("llvm-strip") };
@@ -141,7 +147,7 @@ impl Toolchain {
     }
 
     /// Compiles the sources of this checkout and returns the object without its DWARF.
-    fn build(&self) -> Result<Vec<u8>> {
+    fn build(&self, warnings: Warnings) -> Result<Vec<u8>> {
         let directory = target().join("bpf");
         let mut path = OsString::from(self.compiler.with_file_name(""));
         for part in [linker_path()?.with_file_name(""), PathBuf::from(DEBIAN_LLVM)] {
@@ -164,7 +170,16 @@ impl Toolchain {
         for name in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
             build.env_remove(name);
         }
-        command::run(&mut build).context("the kernel programs do not build")?;
+        let said = build.stderr(Stdio::piped()).output().context("cannot start cargo")?;
+        let text = String::from_utf8_lossy(&said.stderr);
+        eprint!("{text}");
+        if !said.status.success() {
+            bail!("the kernel programs do not build");
+        }
+        // Not by a compiler flag: it would be part of what the symbols' hashes are made of.
+        if warnings == Warnings::Denied && text.contains("warning:") {
+            bail!("the kernel programs build with warnings");
+        }
         let built = directory.join(TARGET).join("bpf/agent-ebpf");
         let stripped = directory.join("agent.bpf.o");
         command::run(
@@ -248,7 +263,7 @@ impl Note {
 /// Hash of everything in the repository that decides the object's bytes.
 fn hash_sources(root: &Path) -> Result<String> {
     let mut files = vec![root.join(SOURCES).join("Cargo.toml")];
-    list_files(&root.join(SOURCES).join("src"), &mut files)?;
+    command::list_files(&root.join(SOURCES).join("src"), &mut files)?;
     files.sort();
     let mut hash = Sha256::new();
     for file in files {
@@ -281,20 +296,6 @@ fn profile_section(manifest: &str) -> String {
         .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
         .collect::<Vec<_>>()
         .join("\n")
-}
-
-fn list_files(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(directory)
-        .with_context(|| format!("cannot list {}", directory.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        if path.is_dir() {
-            list_files(&path, files)?;
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -2,8 +2,10 @@
 //!
 //! One file per task. `command` runs programs, `setup` installs what the others need.
 
+mod ci;
 mod command;
 mod ebpf;
+mod programs;
 mod vm;
 
 use anyhow::Result;
@@ -22,6 +24,10 @@ struct Cli {
 enum Task {
     /// Compile the kernel programs into agent/bpf/agent.bpf.o
     BuildEbpf(ebpf::Args),
+    /// Build the programs that the end-to-end tests aim at
+    Programs,
+    /// Check the invariants of the sources that the compiler does not know
+    Ci,
     /// Run the end-to-end tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -39,6 +45,8 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::BuildEbpf(args) => ebpf::run(&args),
+        Task::Programs => programs::build().map(|count| eprintln!("{count} programs are ready")),
+        Task::Ci => ci::run(),
         Task::Vm(args) => vm::run(&args),
     }
 }

@@ -51,6 +51,7 @@ impl Machine<'_> {
         });
         let mut boot = Vec::new();
         let mut running = false;
+        let mut blank = 0;
         loop {
             let left = self.timeout.saturating_sub(started.elapsed());
             let line = match lines.recv_timeout(left) {
@@ -70,10 +71,16 @@ impl Machine<'_> {
             if !running && line.starts_with(START_MARK) {
                 running = true;
                 boot.clear();
+            } else if running && line.is_empty() {
+                // Held back: the last one only makes sure that the mark starts a line.
+                blank += 1;
             } else if running {
-                println!("[{}] {line}", self.label);
-                output.push_str(&line);
-                output.push('\n');
+                for text in std::iter::repeat_n("", blank).chain([line.as_str()]) {
+                    println!("[{}] {text}", self.label);
+                    output.push_str(text);
+                    output.push('\n');
+                }
+                blank = 0;
             } else {
                 boot.push(line);
             }
