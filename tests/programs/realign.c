@@ -16,7 +16,14 @@ OWN_FRAME uint64_t use(volatile unsigned char *memory, int length, uint64_t valu
     return leaf(value) + memory[0];
 }
 
-/* Arguments on the stack besides a realigned frame: the compiler keeps the entry's rsp in r10. */
+/* A realigned frame of unknown size: the compiler keeps the entry's rsp in r10 and saves it in the frame. */
+OWN_FRAME uint64_t aligned_variable(uint64_t value, int length) {
+    volatile unsigned char fixed[64] __attribute__((aligned(32)));
+    volatile unsigned char *memory = alloca((size_t)length);
+    fixed[0] = memory[0] = 3;
+    return use(memory, length, value) + use(fixed, 64, value) + 1;
+}
+
 OWN_FRAME uint64_t aligned_32(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g) {
     volatile unsigned char memory[96] __attribute__((aligned(32)));
     memory[0] = (unsigned char)(b + c + d + e + f);
@@ -32,7 +39,7 @@ OWN_FRAME uint64_t aligned_64(uint64_t value) {
 OWN_FRAME uint64_t variable(uint64_t value, int length) {
     volatile unsigned char *memory = alloca((size_t)length);
     memory[0] = 2;
-    return use(memory, length, value) + aligned_64(value) + 1;
+    return use(memory, length, value) + aligned_64(value) + aligned_variable(value, length) + 1;
 }
 
 int main(int argc, char **argv) {
