@@ -1,6 +1,6 @@
 //! Every tick of the clock is accounted for, and there are as many as there should be.
 
-use crate::harness::{Agent, FREQUENCY, Profile, Target, alone, in_vm};
+use crate::harness::{Agent, FREQUENCY, Profile, Target, alone, host_only, in_vm};
 
 fn assert_balances(profile: &Profile) {
     let sums = &profile.accounting;
@@ -102,6 +102,30 @@ fn the_frequency_is_what_was_asked_for() {
             "{rate:.0} samples a second at {frequency} Hz"
         );
     }
+}
+
+/// From the start to the first sample 300 ms, from the end of the capture to the files 300 ms.
+#[test]
+fn start_and_finish_are_quick() {
+    if host_only("its limits hold for a machine, not for an emulator") {
+        return;
+    }
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    let mut overheads: Vec<f64> = (0..5)
+        .map(|_| {
+            let finished = Agent::timed(target.pid(), 1.0)
+                .args(["-o", "flame.svg"])
+                .run();
+            finished.took.as_secs_f64() - finished.profile().facts.duration_seconds
+        })
+        .collect();
+    overheads.sort_by(f64::total_cmp);
+    let median = overheads[overheads.len() / 2];
+    assert!(
+        median <= 0.6,
+        "{median:.3} s besides the sampling: {overheads:.3?}"
+    );
 }
 
 #[test]
