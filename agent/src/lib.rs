@@ -1,3 +1,4 @@
 //! An eBPF live-debugging and profiling agent for Linux.
 
 pub mod profile;
+pub mod symbolize;
