@@ -217,6 +217,8 @@ impl Apt {
 fn mirror() -> Result<String> {
     let text = command::output(Command::new("apt-get").args([
         "indextargets",
+        // Without it, apt lists only what an `apt-get update` has fetched before.
+        "--no-release-info",
         "--format",
         "$(REPO_URI)",
         "Created-By: Packages",
