@@ -40,7 +40,7 @@ enum Task {
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -48,13 +48,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<()> {
+fn run(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Setup => setup::run(),
-        Task::Test(args) => test::run(&args),
-        Task::BuildEbpf(args) => ebpf::run(&args),
-        Task::Programs => programs::build().map(|count| eprintln!("{count} programs are ready")),
-        Task::Ci => ci::run(),
-        Task::Vm(args) => vm::run(&args),
+        Task::Setup => setup::run()?,
+        Task::Test(args) => return Ok(test::run(&args)),
+        Task::BuildEbpf(args) => ebpf::run(&args)?,
+        Task::Programs => eprintln!("{} programs are ready", programs::build()?),
+        Task::Ci => ci::run()?,
+        Task::Vm(args) => vm::run(&args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,10 +2,10 @@
 
 use crate::command::{self, cargo, root, target};
 use crate::{ci, ebpf, programs, setup, vm};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader};
 use std::ops::AddAssign;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// Arguments of `test`.
@@ -61,9 +61,8 @@ impl AddAssign for Tally {
 /// Runs the steps, all of them even if one fails, and prints a summary that ends with the line
 /// `N passed, N failed`. A step without tests of its own counts as one.
 ///
-/// # Errors
-/// A step failed.
-pub(crate) fn run(args: &Args) -> Result<()> {
+/// The exit code says whether all passed.
+pub(crate) fn run(args: &Args) -> ExitCode {
     let mut total = Tally::default();
     let mut summary = Vec::new();
     for step in steps(args) {
@@ -84,9 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("\n{}\n", summary.join("\n"));
     println!("{} passed, {} failed", total.passed, total.failed);
     if total.failed > 0 {
-        bail!("{} failed", total.failed);
+        return ExitCode::FAILURE;
     }
-    Ok(())
+    ExitCode::SUCCESS
 }
 
 fn steps(args: &Args) -> Vec<Step> {
@@ -146,9 +145,13 @@ impl Step {
                 "-D",
                 "warnings",
             ]))),
-            Step::Unit => {
-                run_tests(cargo().args(["test", "--workspace", "--exclude", "agent-tests"]))
-            }
+            Step::Unit => run_tests(cargo().args([
+                "test",
+                "--no-fail-fast",
+                "--workspace",
+                "--exclude",
+                "agent-tests",
+            ])),
             Step::Invariants => check(ci::run()),
             Step::Bytecode => check(ebpf::run(&ebpf::Args { check: true })),
             Step::Programs => check(programs::build().map(|_| ())),
