@@ -4,9 +4,9 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a process cannot be looked at.
@@ -64,6 +64,11 @@ pub enum Error {
 pub struct Process {
     pid: u32,
     pidfd: OwnedFd,
+    /// Its root directory, open so that its files are found when it is gone.
+    root: Option<File>,
+    /// Its id in its own, innermost PID namespace.
+    own_pid: u32,
+    uid: u32,
 }
 
 /// What `/proc/PID/stat` says.
@@ -123,7 +128,17 @@ impl Process {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let process = Self { pid, pidfd };
+        let root = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
+            .open(proc_path(pid, "root"));
+        let process = Self {
+            pid,
+            pidfd,
+            root: root.ok(),
+            own_pid: namespace_pid(pid).unwrap_or(pid),
+            uid: fs::metadata(proc_path(pid, "")).map(|meta| meta.uid()).unwrap_or(0),
+        };
         let stat = process.stat()?;
         if stat.flags & PF_KTHREAD != 0 {
             return Err(Error::KernelThread { pid, comm: stat.comm });
@@ -156,7 +171,7 @@ impl Process {
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
         let mut poll = libc::pollfd {
-            fd: std::os::fd::AsRawFd::as_raw_fd(&self.pidfd),
+            fd: self.pidfd.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
@@ -181,7 +196,7 @@ impl Process {
 
     /// Owner of the process: the uid its `/proc` directory shows.
     pub fn uid(&self) -> u32 {
-        fs::metadata(proc_path(self.pid, "")).map(|meta| meta.uid()).unwrap_or(0)
+        self.uid
     }
 
     /// Its executable mappings, in the order of their addresses.
@@ -205,7 +220,7 @@ impl Process {
     pub fn open_mapped(&self, map: &Map) -> Option<File> {
         let exact = proc_path(self.pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
         let path = Path::new(&map.path);
-        let visible = proc_path(self.pid, "root").join(path.strip_prefix("/").ok()?);
+        let visible = self.root().join(path.strip_prefix("/").ok()?);
         [exact, visible].iter().find_map(|path| open_regular(path, map.file.inode))
     }
 
@@ -236,15 +251,17 @@ impl Process {
             .collect()
     }
 
-    /// Its root directory, through which its paths are opened.
+    /// Its root directory, through which its paths are opened; also once it is gone.
     pub fn root(&self) -> PathBuf {
-        proc_path(self.pid, "root")
+        match &self.root {
+            Some(root) => PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+            None => proc_path(self.pid, "root"),
+        }
     }
 
     /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace.
     pub fn open_perf_map(&self) -> Option<File> {
-        let own_pid = namespace_pid(self.pid).unwrap_or(self.pid);
-        let path = self.root().join(format!("tmp/perf-{own_pid}.map"));
+        let path = self.root().join(format!("tmp/perf-{}.map", self.own_pid));
         OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
@@ -281,19 +298,39 @@ fn namespace_pid(pid: u32) -> Option<u32> {
     line.split_whitespace().last()?.parse().ok()
 }
 
-/// Bytes of memory of the BPF maps that this process holds open (`memlock` in their fdinfo,
-/// kernel/bpf/syscall.c).
-pub fn bpf_map_bytes() -> u64 {
+/// What the agent's own process has taken so far: CPU seconds, and peak resident bytes.
+pub fn own_usage() -> (f64, u64) {
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is ours.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    (seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_maxrss as u64 * 1024)
+}
+
+/// Sum of one field over the descriptors of BPF objects that this process holds open
+/// (`/proc/self/fdinfo`, kernel/bpf/syscall.c).
+fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
     let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else { return 0 };
     entries
         .flatten()
         .filter_map(|entry| fs::read_to_string(entry.path()).ok())
-        .filter(|text| text.contains("map_type:"))
+        .filter(|text| text.lines().any(|line| line.starts_with(kind)))
         .filter_map(|text| {
-            let line = text.lines().find(|line| line.starts_with("memlock:"))?;
+            let line = text.lines().find(|line| line.starts_with(field))?;
             line.split_whitespace().nth(1)?.parse::<u64>().ok()
         })
         .sum()
+}
+
+/// Bytes of memory of the BPF maps that this process holds open.
+pub fn bpf_map_bytes() -> u64 {
+    bpf_fdinfo("map_type:", "memlock:")
+}
+
+/// Times the kernel skipped a BPF program of this process because it would have nested.
+pub fn bpf_recursion_misses() -> u64 {
+    bpf_fdinfo("prog_type:", "recursion_misses:")
 }
 
 /// Whether the agent runs in the initial PID namespace.
@@ -353,10 +390,9 @@ impl Map {
     }
 }
 
-/// The image of the vDSO, from the agent's own address space: it is the same code for every
-/// 64-bit process of a kernel.
-pub fn vdso_image() -> Option<Vec<u8>> {
-    use std::os::unix::fs::FileExt;
+/// The vDSO as a file in memory, copied from the agent's own address space: it is the same code
+/// for every 64-bit process of a kernel.
+pub fn vdso() -> Option<File> {
     let maps = fs::read("/proc/self/maps").ok()?;
     let map = maps
         .split(|&byte| byte == b'\n')
@@ -364,7 +400,23 @@ pub fn vdso_image() -> Option<Vec<u8>> {
         .find(|map| map.path == "[vdso]")?;
     let mut image = vec![0; (map.end - map.start) as usize];
     File::open("/proc/self/mem").ok()?.read_exact_at(&mut image, map.start).ok()?;
-    Some(image)
+    // SAFETY: the name is a C string; returns a new descriptor.
+    let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.write_all_at(&image, 0).ok()?;
+    Some(file)
+}
+
+/// The kernel's symbols (`/proc/kallsyms`).
+///
+/// # Errors
+/// When they cannot be opened.
+pub fn kallsyms() -> io::Result<File> {
+    File::open("/proc/kallsyms")
 }
 
 #[cfg(test)]
@@ -397,7 +449,7 @@ mod tests {
         let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
         assert!(process.open_mapped(map).is_some());
         assert!(!process.has_ended());
-        assert!(vdso_image().unwrap().starts_with(b"\x7fELF"));
+        assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use agent_ebpf::{Counter, ProcessRecord, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::preflight::Kernel;
@@ -254,7 +255,9 @@ impl Watch {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { epoll: AsyncFd::new(fd).map_err(failed)? })
+        // SAFETY: the descriptor belongs to the `AsyncFd` from now on and stays open with it.
+        let epoll = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self { epoll: epoll.map_err(|error| failed(error.into()))? })
     }
 
     /// Edge-triggered: what is not taken in now is taken in at the next tick.
@@ -372,6 +375,12 @@ impl Attached {
             }
         }
         Counters(sums)
+    }
+
+    /// Times the kernel skipped one of our programs because it would have nested
+    /// (`bpf_prog_info.recursion_misses`, 5.12).
+    pub fn recursion_misses(&self) -> u64 {
+        process::bpf_recursion_misses()
     }
 
     /// Bytes of all BPF maps, as far as they are known: the tables and the fixed maps.

@@ -84,7 +84,7 @@ impl Tables {
 }
 
 /// The blocks of a process's mapping table; `sorted` by address, at most [`mappings::MAX`].
-pub fn mapping_blocks(sorted: &[Mapping]) -> Vec<Block> {
+pub(super) fn mapping_blocks(sorted: &[Mapping]) -> Vec<Block> {
     let entry_blocks = sorted.len().div_ceil(mappings::ENTRIES_PER_BLOCK).max(1);
     let mut blocks = vec![[u32::MAX; BLOCK_WORDS]; mappings::START_BLOCKS];
     blocks.resize(mappings::START_BLOCKS + entry_blocks, [0; BLOCK_WORDS]);

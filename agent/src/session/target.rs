@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
 
 use agent_ebpf::unwind::{Mapping, Module as Layout, mappings};
 use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
@@ -11,6 +13,7 @@ use super::modules::{Built, Module, Modules};
 use super::sideband::Event;
 use super::tables::{self, Tables, mapping_blocks};
 use crate::process::{Map, Process};
+use crate::symbolize::debug_files::DebugRoots;
 
 /// One process in scope, or one that was.
 #[derive(Debug)]
@@ -29,6 +32,7 @@ pub struct Tracked {
     pub threads: HashMap<u32, String>,
     /// Whether it has ended.
     pub ended: bool,
+    roots: Arc<DebugRoots>,
     slot: u16,
     maps: Vec<(Map, Option<usize>)>,
 }
@@ -97,6 +101,9 @@ impl Targets {
 
     fn track(&mut self, pid: u32, tgid: u32, process: Option<Process>, slot: u16) -> usize {
         let stat = process.as_ref().and_then(|process| process.stat().ok());
+        let root = process.as_ref().map(Process::root);
+        // The target's own debug files first, then the host's or the agent's container's.
+        let roots = DebugRoots::open(root.as_deref().into_iter().chain([Path::new("/")]));
         self.list.push(Tracked {
             pid,
             tgid,
@@ -105,6 +112,7 @@ impl Targets {
             process,
             threads: HashMap::new(),
             ended: false,
+            roots: Arc::new(roots),
             slot,
             maps: Vec::new(),
         });
@@ -147,11 +155,10 @@ impl Targets {
     }
 
     fn module_of(&mut self, index: usize, map: &Map) -> Result<Option<usize>, Error> {
-        let Some(process) = self.list.get(index).and_then(|tracked| tracked.process.as_ref()) else {
-            return Ok(None);
-        };
+        let Some(tracked) = self.list.get(index) else { return Ok(None) };
+        let Some(process) = &tracked.process else { return Ok(None) };
         let tables = &mut self.tables;
-        Ok(self.modules.of(process, map, || tables.reserve())?)
+        Ok(self.modules.of(process, &tracked.roots, map, || tables.reserve())?)
     }
 
     /// Hands a process's mapping table to the kernel.
