@@ -100,6 +100,7 @@ fn every_format_tells_the_same() {
 }
 
 fn assert_facts(profile: &Profile, pid: u32) {
+    assert_eq!(profile.schema, "agent.profile/1");
     let facts = &profile.facts;
     assert!(!facts.agent_version.is_empty());
     assert!(facts.command_line.iter().any(|word| word == "--pid"));
