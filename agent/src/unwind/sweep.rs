@@ -12,7 +12,12 @@ const SWEEPS: usize = 4;
 
 /// The rows of a range of code at an address; functions begin at `starts`, and nowhere else when
 /// these are `complete`.
-pub(super) fn sweeps(bytes: &[u8], address: u64, starts: &BTreeSet<u64>, complete: bool) -> Vec<(u64, u32)> {
+pub(super) fn sweeps(
+    bytes: &[u8],
+    address: u64,
+    starts: &BTreeSet<u64>,
+    complete: bool,
+) -> Vec<(u64, u32)> {
     let mut sweep = Sweep {
         start: address,
         starts: Marks::new(bytes.len()),
@@ -44,16 +49,23 @@ struct Marks {
 
 impl Marks {
     fn new(bytes: usize) -> Self {
-        Self { words: vec![0; bytes.div_ceil(64)], count: 0 }
+        Self {
+            words: vec![0; bytes.div_ceil(64)],
+            count: 0,
+        }
     }
 
     fn contains(&self, at: u64) -> bool {
-        self.words.get(at as usize / 64).is_some_and(|word| word >> (at % 64) & 1 != 0)
+        self.words
+            .get(at as usize / 64)
+            .is_some_and(|word| word >> (at % 64) & 1 != 0)
     }
 
     /// Adds a place; false if it was there or lies outside.
     fn insert(&mut self, at: u64) -> bool {
-        let Some(word) = self.words.get_mut(at as usize / 64) else { return false };
+        let Some(word) = self.words.get_mut(at as usize / 64) else {
+            return false;
+        };
         let new = *word >> (at % 64) & 1 == 0;
         *word |= 1 << (at % 64);
         self.count += usize::from(new);
@@ -118,12 +130,18 @@ impl Sweep {
 
     /// The state that a jump carries here.
     fn carried(&self, at: u64) -> Option<State> {
-        self.targeted.contains(at).then(|| self.targets.get(&at).copied()).flatten()
+        self.targeted
+            .contains(at)
+            .then(|| self.targets.get(&at).copied())
+            .flatten()
     }
 
     /// The state of a block that no known jump leads to.
     fn unreached(&mut self, at: u64) -> State {
-        if self.guess && self.indirect == State::Unknown && (self.start + at) % ALIGNMENT == 0 {
+        if self.guess
+            && self.indirect == State::Unknown
+            && (self.start + at).is_multiple_of(ALIGNMENT)
+        {
             self.starts.insert(at);
             return State::ENTRY;
         }
@@ -133,7 +151,9 @@ impl Sweep {
     /// Takes an address of code that is loaded into a register for a function's.
     fn pointer(&mut self, instruction: &Instruction) {
         let address = match instruction.code() {
-            Opcode::Lea_r64_m if instruction.is_ip_rel_memory_operand() => instruction.ip_rel_memory_address(),
+            Opcode::Lea_r64_m if instruction.is_ip_rel_memory_operand() => {
+                instruction.ip_rel_memory_address()
+            }
             Opcode::Mov_r32_imm32 | Opcode::Mov_rm64_imm32 => instruction.immediate(1),
             _ => return,
         };
@@ -147,9 +167,11 @@ impl Sweep {
         let target = instruction.near_branch_target();
         let place = target.wrapping_sub(self.start);
         match instruction.flow_control() {
-            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::XbeginXabortXend => {
+            FlowControl::ConditionalBranch
+            | FlowControl::UnconditionalBranch
+            | FlowControl::XbeginXabortXend => {
                 let goes_on = instruction.flow_control() != FlowControl::UnconditionalBranch;
-                if !goes_on && state == State::ENTRY && target % ALIGNMENT == 0 {
+                if !goes_on && state == State::ENTRY && target.is_multiple_of(ALIGNMENT) {
                     self.starts.insert(place);
                 }
                 if state != State::Unknown && self.targeted.insert(place) {

@@ -1,4 +1,8 @@
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use agent_ebpf::unwind::{BLOCK_WORDS, BUCKET_BITS, Block, Extended, Module, kind, row, search};
 
@@ -15,10 +19,19 @@ fn find((blocks, module): &(Vec<Block>, Module), address: u64) -> Option<u32> {
     let entry = blocks[bucket / BLOCK_WORDS][bucket % BLOCK_WORDS];
     let (first, count) = (entry >> 8, entry & 0xff);
     let block = (first as usize - 1) / BLOCK_WORDS;
-    assert!(count == 0 || (first + count - 1) as usize / BLOCK_WORDS == block, "a bucket leaves its block");
+    assert!(
+        count == 0 || (first + count - 1) as usize / BLOCK_WORDS == block,
+        "a bucket leaves its block"
+    );
     let rows = &blocks[module.rows as usize + block];
-    let at = search(first, count, address as u8, |i| rows[i as usize % BLOCK_WORDS]);
-    assert_eq!(at as usize / BLOCK_WORDS, block, "the search leaves its block");
+    let at = search(first, count, address as u8, |i| {
+        rows[i as usize % BLOCK_WORDS]
+    });
+    assert_eq!(
+        at as usize / BLOCK_WORDS,
+        block,
+        "the search leaves its block"
+    );
     Some(rows[at as usize % BLOCK_WORDS] & 0xff_ffff)
 }
 
@@ -32,7 +45,11 @@ fn check(span: u32, rows: &[(u32, u32)]) {
     for address in 0..span {
         let before = rows.partition_point(|&(at, _)| at <= address);
         let expected = before.checked_sub(1).map_or(NONE, |i| rows[i].1);
-        assert_eq!(find(&table, BASE + u64::from(address)), Some(expected), "{address:#x}");
+        assert_eq!(
+            find(&table, BASE + u64::from(address)),
+            Some(expected),
+            "{address:#x}"
+        );
     }
 }
 
@@ -42,7 +59,14 @@ fn numbered(i: u32) -> u32 {
 
 #[test]
 fn before_the_first_row_and_outside() {
-    check(0x1000, &[(0x234, numbered(1)), (0x235, numbered(2)), (0xfff, numbered(3))]);
+    check(
+        0x1000,
+        &[
+            (0x234, numbered(1)),
+            (0x235, numbered(2)),
+            (0xfff, numbered(3)),
+        ],
+    );
     let mut layout = Layout::new(BASE, 0x1000);
     layout.push(0x10, numbered(1)).unwrap();
     layout.push(0x1000, numbered(2)).unwrap();
@@ -54,7 +78,14 @@ fn before_the_first_row_and_outside() {
 
 #[test]
 fn empty_buckets_take_the_row_before() {
-    check(0x4000, &[(0x80, numbered(1)), (0x2000, numbered(2)), (0x3fff, numbered(3))]);
+    check(
+        0x4000,
+        &[
+            (0x80, numbered(1)),
+            (0x2000, numbered(2)),
+            (0x3fff, numbered(3)),
+        ],
+    );
 }
 
 #[test]
@@ -102,7 +133,9 @@ fn a_full_bucket_is_cut_and_counted() {
 fn equal_neighbours_are_one_row() {
     let mut layout = Layout::new(BASE, 0x1000);
     for address in [0, 0x10, 0x500, 0x510] {
-        layout.push(address, numbered(u32::from(address >= 0x510))).unwrap();
+        layout
+            .push(address, numbered(u32::from(address >= 0x510)))
+            .unwrap();
     }
     let table = layout.finish().unwrap();
     assert_eq!(find(&table, BASE + 0x50f), Some(numbered(0)));
@@ -112,12 +145,20 @@ fn equal_neighbours_are_one_row() {
 #[test]
 fn extended_rules_are_kept_once() {
     let mut layout = Layout::new(BASE, 0x100);
-    let rule = |offset| Extended { cfa_register: 10, cfa_offset: offset, rbp_offset: -16, ..Extended::default() };
+    let rule = |offset| Extended {
+        cfa_register: 10,
+        cfa_offset: offset,
+        rbp_offset: -16,
+        ..Extended::default()
+    };
     let rows = [1, 2, 1].map(|offset| layout.extend(rule(offset)).unwrap());
     assert_eq!(rows[0], rows[2]);
     assert_eq!(rows[1], row(0, kind::EXTENDED, 0, 0) | 1);
     let (blocks, module) = layout.finish().unwrap();
-    assert_eq!(blocks[module.extended as usize][..8], [10 << 8, 1, 0, 0xffff_fff0, 10 << 8, 2, 0, 0xffff_fff0]);
+    assert_eq!(
+        blocks[module.extended as usize][..8],
+        [10 << 8, 1, 0, 0xffff_fff0, 10 << 8, 2, 0, 0xffff_fff0]
+    );
 }
 
 #[test]
@@ -129,6 +170,10 @@ fn speed() {
         let table = super::build(&std::fs::File::open(path).unwrap()).unwrap();
         let elapsed = begin.elapsed();
         let rate = table.report.eh_frame_bytes as f64 / 1e6 / elapsed.as_secs_f64();
-        println!("{path}: {elapsed:?} {rate:.0} MB/s, {} blocks, {:?}", table.blocks.len(), table.report);
+        println!(
+            "{path}: {elapsed:?} {rate:.0} MB/s, {} blocks, {:?}",
+            table.blocks.len(),
+            table.report
+        );
     }
 }
