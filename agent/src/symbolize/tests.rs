@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const CPP: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
 #define OUT __attribute__((noinline))
 volatile long sink;
 namespace deep { namespace er {

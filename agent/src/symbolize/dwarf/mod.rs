@@ -19,7 +19,7 @@ use super::reader::{Contents, Pages};
 use clock::Clock;
 use functions::Found;
 use lines::Lines;
-use names::Names;
+use names::{Name, Names};
 use units::Units;
 
 type Dwarf<'a> = gimli::Dwarf<Pages<'a>>;
@@ -34,6 +34,8 @@ pub(super) struct Site {
     pub(super) file: Option<String>,
     /// Line, from 1.
     pub(super) line: Option<u32>,
+    /// Whether the name is the bare one of the source, without its scope and parameters.
+    pub(super) bare: bool,
 }
 
 /// Whether there is debug information in this file at all.
@@ -107,7 +109,7 @@ fn chain(
     found: Found,
     row: Option<(u64, u32)>,
     lines: &mut Lines<'_, '_>,
-    name: &mut impl FnMut(gimli::UnitOffset) -> Option<String>,
+    name: &mut impl FnMut(gimli::UnitOffset) -> Option<Name>,
 ) -> Vec<Site> {
     if found.function.is_none() && row.is_none() {
         return Vec::new();
@@ -115,8 +117,10 @@ fn chain(
     let mut place = row;
     let mut sites = Vec::with_capacity(found.inlined.len() + 1);
     let mut push = |entry: Option<gimli::UnitOffset>, place: Option<(u64, u32)>| {
+        let name = entry.and_then(&mut *name);
         sites.push(Site {
-            function: entry.and_then(&mut *name),
+            bare: name.as_ref().is_some_and(|name| name.bare),
+            function: name.map(|name| name.text),
             file: place.and_then(|(file, _)| lines.path(file)),
             line: place.map(|(_, line)| line).filter(|&line| line != 0),
         });

@@ -27,6 +27,15 @@ pub(super) struct Names<'w, 'a> {
     clock: &'w Clock,
 }
 
+/// A function's name.
+#[derive(Clone)]
+pub(super) struct Name {
+    pub(super) text: String,
+    /// Whether it is the bare one of the source: compilers give no linkage name to functions
+    /// that are not visible outside their unit.
+    pub(super) bare: bool,
+}
+
 struct File<'w, 'a> {
     dwarf: &'w Dwarf<'a>,
     open: RefCell<HashMap<usize, Rc<Unit<'a>>>>,
@@ -56,7 +65,7 @@ impl<'w, 'a> Names<'w, 'a> {
     }
 
     /// The demangled name of the entry at this offset: its linkage name if there is one.
-    pub(super) fn of(&self, unit: &Unit<'a>, entry: UnitOffset) -> Option<String> {
+    pub(super) fn of(&self, unit: &Unit<'a>, entry: UnitOffset) -> Option<Name> {
         let mut name = None;
         let mut other: Option<Rc<Unit<'a>>> = None;
         let mut offset = entry;
@@ -68,7 +77,10 @@ impl<'w, 'a> Names<'w, 'a> {
             };
             let found = read(file.dwarf, other.as_deref().unwrap_or(unit), offset)?;
             if let Some(linkage) = found.linkage {
-                return Some(demangle::demangle(&linkage));
+                return Some(Name {
+                    text: demangle::demangle(&linkage),
+                    bare: false,
+                });
             }
             name = name.or(found.name);
             match found.reference {
@@ -83,7 +95,8 @@ impl<'w, 'a> Names<'w, 'a> {
                 _ => break,
             }
         }
-        name.map(demangle::shorten)
+        let text = demangle::shorten(name?);
+        Some(Name { text, bare: true })
     }
 
     /// The unit that holds this offset, and the offset within it.
