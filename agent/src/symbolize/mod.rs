@@ -5,10 +5,10 @@
 //! headers claim is believed only as far as its size allows. A file that is broken costs names:
 //! its addresses come back with the reason, never as an error.
 //!
-//! - [`module`]: an ELF file (`debug_info`, the separate debug file, MiniDebugInfo, `.symtab`,
+//! - [`module()`]: an ELF file (its debug information, the separate debug file, MiniDebugInfo, `.symtab`,
 //!   `.dynsym`, stubs of the procedure linkage table)
-//! - [`perf_map`]: the file in which a JIT lists its code
-//! - [`kernel`]: `/proc/kallsyms`
+//! - [`perf_map()`]: the file in which a JIT lists its code
+//! - [`kernel()`]: the text of `/proc/kallsyms`
 
 pub mod debug_files;
 mod decompress;

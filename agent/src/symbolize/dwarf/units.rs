@@ -158,7 +158,7 @@ impl<'d, 'a> Units<'d, 'a> {
             return None;
         }
         let abbreviations = self.abbreviations(header).ok()?;
-        gimli::Unit::new_with_abbreviations(self.dwarf, header.clone(), abbreviations).ok()
+        gimli::Unit::new_with_abbreviations(self.dwarf, *header, abbreviations).ok()
     }
 
     fn abbreviations(&self, header: &UnitHeader<Pages<'a>>) -> Result<Arc<Abbreviations>> {
