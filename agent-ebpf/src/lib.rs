@@ -7,7 +7,7 @@
 //! [`unwind`] is the one piece of logic on both sides: the step that turns the
 //! registers of one frame into those of its caller.
 
-#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(target_arch = "bpf", no_std, feature(asm_experimental_arch))]
 
 pub mod unwind;
 
@@ -129,19 +129,19 @@ numbers! {
         /// A sample reached the ring buffer.
         Emitted = "emitted",
         /// Loss: the ring buffer was full.
-        LostRingFull = "lost_ring_full",
+        LostRingFull = "ring_full",
         /// Loss: the per-CPU scratch was in use by an interrupted run of the same program.
-        LostScratchBusy = "lost_scratch_busy",
-        /// Loss: an exec was under way, the address space belonged to neither program.
-        LostInternal = "lost_internal",
+        LostScratchBusy = "scratch_busy",
         /// Frames without a row that were followed by the frame pointer.
         FramePointerFallback = "frame_pointer_fallback",
         /// Full stacks sent (the other samples sent only a hash).
         StacksSent = "stacks_sent",
+        /// Nanoseconds spent on samples of the target.
+        Nanoseconds = "nanoseconds",
         /// A child could not be followed: the targets map was full.
-        LostChild = "lost_child",
+        LostChild = "children_not_followed",
         /// A process record (fork, exec, exit) did not fit in the ring buffer.
-        LostProcessRecord = "lost_process_record",
+        LostProcessRecord = "process_records_lost",
     }
 }
 
@@ -170,6 +170,13 @@ pub struct Target {
 }
 const _: () = assert!(size_of::<Target>() == 8);
 
+impl Target {
+    /// The same bytes as plain words, as userspace writes them.
+    pub const fn words(self) -> [u32; 2] {
+        [self.table, self.flags]
+    }
+}
+
 /// Kinds of ring buffer records: the first `u32` of each.
 pub mod record {
     /// [`crate::StackRecord`] followed by its frames.
@@ -196,7 +203,7 @@ pub struct SampleRecord {
     pub kind: u32,
     /// Thread-group id in the initial PID namespace.
     pub tgid: u32,
-    /// Thread id in the initial PID namespace.
+    /// Thread id as the agent's PID namespace shows it; 0 where it does not.
     pub tid: u32,
     /// Zero.
     pub reserved: u32,

@@ -43,11 +43,16 @@ pub mod kind {
     pub const SIGNAL: u32 = 4;
     /// The return address is undefined: the root of a thread.
     pub const ROOT: u32 = 5;
-    /// No unwind information from here on: follow the frame pointer.
+    /// No unwind information from here on: follow the frame pointer. With the CFA offset
+    /// [`super::SWITCHED`] it may point to another stack.
     pub const NONE: u32 = 6;
     /// There is a rule, but not one that a row can say.
     pub const UNSUPPORTED: u32 = 7;
 }
+
+/// CFA offset of a [`kind::NONE`] row: the code has changed to another stack and kept rbp, as
+/// Go's `systemstack` does, so that the frame pointer need not lie above rsp.
+pub const SWITCHED: u32 = 1;
 
 /// Packs a row from the low 8 bits of its address, its [`kind`], rbp field and CFA offset in words.
 pub const fn row(low: u8, kind: u32, rbp: u32, cfa: u32) -> u32 {
@@ -68,7 +73,7 @@ pub struct Extended {
     pub reserved: u8,
     /// Bytes added to the register.
     pub cfa_offset: i32,
-    /// Bytes added after the load ([`cfa::DEREF`]); the pc threshold ([`cfa::PLT`]).
+    /// Bytes added after the load ([`cfa::DEREF`]).
     pub cfa_offset2: i32,
     /// Bytes from the base of [`Extended::rbp_kind`] to the saved rbp.
     pub rbp_offset: i32,
@@ -176,43 +181,210 @@ pub enum Step {
     End(End),
 }
 
-/// Highest address of user space plus one (47 bits, four-level paging) and five-level's.
+/// One past the highest address of user space, with five-level paging.
 const USER_END: u64 = 1 << 56;
+
+/// All ones where the top bit of `value` is set, else 0: a comparison without a branch, so that
+/// a search is one path for the verifier. In the kernel it is an instruction that the optimiser
+/// cannot turn into a branch again.
+#[inline(always)]
+pub fn sign(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: arithmetic on one register.
+        unsafe { core::arch::asm!("{x} s>>= 63", x = inout(reg) value) };
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        (value as i64 >> 63) as u64
+    }
+}
 
 /// Position of the row that holds at `low` among `count` sorted rows beginning at `first`.
 ///
 /// `word(i)` reads row `i`. The result is at least `first - 1`: the row before the bucket holds
-/// where none of its own does. Without branches: the verifier sees one path.
+/// where none of its own does.
 #[inline(always)]
 pub fn search(first: u32, count: u32, low: u8, word: impl Fn(u32) -> u32) -> u32 {
-    let mut below = 0u32;
-    let mut step = 128u32;
+    let mut below = 0u64;
+    let mut step = 128u64;
     while step > 0 {
         let candidate = below + step;
-        // Rows at positions < candidate are not above `low` when row candidate-1 is not.
-        let inside = (candidate <= count) as u32;
-        let index = first.wrapping_add(candidate).wrapping_sub(1);
-        let fits = inside & ((word(index) >> 24 <= low as u32) as u32);
-        below += step & 0u32.wrapping_sub(fits);
+        let last = word((first as u64 + candidate) as u32 - 1);
+        // Not negative where the bucket has that many rows and the last of them is not above.
+        let inside = (count as u64).wrapping_sub(candidate);
+        let not_above = (low as u64).wrapping_sub((last >> 24) as u64);
+        below += step & !sign(inside | not_above);
         step >>= 1;
     }
-    first.wrapping_add(below).wrapping_sub(1)
+    (first as u64 + below) as u32 - 1
 }
 
-/// Follows the frame pointer of code that has no row.
+/// How a step reads the memory of the process; `None` where it cannot be read.
+pub trait Memory {
+    /// The word at `address`.
+    fn word(&self, address: u64) -> Option<u64>;
+    /// The words at `address` and `address + 8`.
+    fn pair(&self, address: u64) -> Option<[u64; 2]>;
+    /// General register `number` (AMD64 ABI numbering), known only where the registers are those
+    /// of the processor: in a leaf and in what a signal interrupted.
+    fn register(&self, number: u8) -> Option<u64>;
+    /// Extended rule `index` of the module.
+    fn extended(&self, index: u32) -> Option<Extended>;
+}
+
+/// Offsets in the `ucontext` that the kernel pushes for a signal handler
+/// (`struct rt_sigframe`, arch/x86/include/asm/sigframe.h, and `struct sigcontext_64`, 6.18):
+/// at the handler's return rsp points to it.
+pub mod ucontext {
+    /// r8, the first of the general registers.
+    pub const GENERAL: u64 = 40;
+    /// rbp.
+    pub const RBP: u64 = GENERAL + 10 * 8;
+    /// rsp; rip follows it.
+    pub const RSP: u64 = GENERAL + 15 * 8;
+}
+
+/// Applies `row` to the registers of a frame.
+///
+/// `leaf`: the registers are the processor's own, the pc is exact.
 #[inline(always)]
-pub fn frame_pointer(regs: &mut Registers, leaf: bool, read: impl Fn(u64) -> Option<[u64; 2]>) -> Step {
+pub fn step(row: u32, regs: &mut Registers, leaf: bool, memory: &impl Memory) -> Step {
+    let kind = row >> 21 & 7;
+    let offset = 8 * (row & 0xffff) as u64;
+    let rbp = row >> 16 & 31;
+    if kind <= kind::RBP {
+        let base = if kind == kind::RSP { regs.sp } else { regs.bp };
+        return plain(base.wrapping_add(offset), rbp, regs, leaf, memory);
+    }
+    match kind {
+        kind::PLT => {
+            let pushed = if regs.pc & 15 >= rbp as u64 { 8 } else { 0 };
+            plain(regs.sp.wrapping_add(offset + pushed), 0, regs, leaf, memory)
+        }
+        kind::EXTENDED => extended(row & 0x1f_ffff, regs, leaf, memory),
+        kind::SIGNAL => interrupted(regs, memory),
+        kind::ROOT => Step::End(End::Root),
+        kind::NONE => frame_pointer(regs, leaf, row & 0xffff == SWITCHED, memory),
+        _ => Step::End(End::UnsupportedRule),
+    }
+}
+
+/// A CFA must lie above the frame's stack pointer; in a leaf that has pushed nothing yet it lies
+/// one word above.
+#[inline(always)]
+fn plausible(cfa: u64, sp: u64) -> bool {
+    cfa > sp && cfa < USER_END
+}
+
+/// The rule of nearly every frame: return address at CFA-8, rbp kept or saved at CFA-8k.
+#[inline(always)]
+fn plain(cfa: u64, k: u32, regs: &mut Registers, leaf: bool, memory: &impl Memory) -> Step {
+    if !plausible(cfa, regs.sp) {
+        return Step::End(End::ImplausibleCfa);
+    }
+    let pc;
+    if k == 2 {
+        let Some(pair) = memory.pair(cfa.wrapping_sub(16)) else {
+            return Step::End(End::ReadFault);
+        };
+        regs.bp = pair[0];
+        pc = pair[1];
+    } else {
+        let Some(word) = memory.word(cfa.wrapping_sub(8)) else {
+            return Step::End(End::ReadFault);
+        };
+        pc = word;
+        if k != 0 {
+            let Some(word) = memory.word(cfa.wrapping_sub(8 * k as u64)) else {
+                return Step::End(End::ReadFault);
+            };
+            regs.bp = word;
+        }
+    }
+    called_from(pc, cfa, regs, leaf)
+}
+
+/// Sets the caller's pc and sp.
+#[inline(always)]
+fn called_from(pc: u64, cfa: u64, regs: &mut Registers, leaf: bool) -> Step {
+    regs.pc = pc;
+    regs.sp = cfa;
+    if pc == 0 {
+        // A thread's first function "called" by nothing: musl's and Go's thread starts.
+        return Step::End(if leaf { End::NoRow } else { End::RootFramePointer });
+    }
+    Step::Caller
+}
+
+#[inline(always)]
+fn extended(index: u32, regs: &mut Registers, leaf: bool, memory: &impl Memory) -> Step {
+    let Some(rule) = memory.extended(index) else {
+        return Step::End(End::UnsupportedRule);
+    };
+    let base = match rule.cfa_register as usize {
+        register::RSP => regs.sp,
+        register::RBP => regs.bp,
+        _ => match memory.register(rule.cfa_register) {
+            Some(value) => value,
+            None => return Step::End(End::UnsupportedRule),
+        },
+    };
+    let mut cfa = base.wrapping_add(rule.cfa_offset as i64 as u64);
+    if rule.cfa_kind == cfa::DEREF {
+        let Some(word) = memory.word(cfa) else {
+            return Step::End(End::ReadFault);
+        };
+        cfa = word.wrapping_add(rule.cfa_offset2 as i64 as u64);
+    }
+    if !plausible(cfa, regs.sp) {
+        return Step::End(End::ImplausibleCfa);
+    }
+    let Some(pc) = memory.word(cfa.wrapping_sub(8)) else {
+        return Step::End(End::ReadFault);
+    };
+    if rule.rbp_kind != saved::SAME {
+        let base = match rule.rbp_kind {
+            saved::AT_CFA => cfa,
+            saved::AT_RBP => regs.bp,
+            _ => regs.sp,
+        };
+        let Some(word) = memory.word(base.wrapping_add(rule.rbp_offset as i64 as u64)) else {
+            return Step::End(End::ReadFault);
+        };
+        regs.bp = word;
+    }
+    called_from(pc, cfa, regs, leaf)
+}
+
+#[inline(always)]
+fn interrupted(regs: &mut Registers, memory: &impl Memory) -> Step {
+    let context = regs.sp;
+    let Some(bp) = memory.word(context.wrapping_add(ucontext::RBP)) else {
+        return Step::End(End::ReadFault);
+    };
+    let Some([sp, pc]) = memory.pair(context.wrapping_add(ucontext::RSP)) else {
+        return Step::End(End::ReadFault);
+    };
+    *regs = Registers { pc, sp, bp };
+    Step::Interrupted
+}
+
+/// Follows the frame pointer of code that has no row; with `switched` it may point below rsp.
+#[inline(always)]
+pub fn frame_pointer(regs: &mut Registers, leaf: bool, switched: bool, memory: &impl Memory) -> Step {
     if regs.bp == 0 && !leaf {
         return Step::End(End::RootFramePointer);
     }
-    if regs.bp < regs.sp || regs.bp >= USER_END || regs.bp & 7 != 0 {
+    if (regs.bp < regs.sp && !switched) || regs.bp >= USER_END || regs.bp & 7 != 0 {
         return Step::End(End::NoRow);
     }
-    let Some([bp, pc]) = read(regs.bp) else {
+    let Some([bp, pc]) = memory.pair(regs.bp) else {
         return Step::End(End::ReadFault);
     };
-    regs.sp = regs.bp + 16;
+    let cfa = regs.bp.wrapping_add(16);
     regs.bp = bp;
-    regs.pc = pc;
-    if pc == 0 { Step::End(End::RootFramePointer) } else { Step::Caller }
+    called_from(pc, cfa, regs, leaf)
 }

@@ -1,1 +1,23 @@
-//! The end-to-end tests.
+//! The end-to-end tests: the built `agent` against real programs, as root on a real kernel.
+//!
+//! `cargo xtask test` builds the targets, the agent and this binary and runs it; `cargo xtask vm`
+//! runs the same binary, linked statically, on other kernels. The environment says what to use:
+//!
+//! - `AGENT_BIN`: the agent (else the newer of `target/release/agent` and `target/debug/agent`);
+//! - `AGENT_PROGRAMS`: the built `tests/programs` (else `target/programs`);
+//! - `AGENT_KERNEL`: set in a virtual machine, to the kernel's version: without interpreters and
+//!   peers, and an order of magnitude slower.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a failed expectation here is a failed test
+
+mod accounting;
+mod bad_input;
+mod completeness;
+mod elf;
+mod harness;
+mod lifecycle;
+mod names;
+mod namespaces;
+mod outputs;
+mod peers;
+mod split;

@@ -26,6 +26,7 @@ pub trait DebugFiles {
 }
 
 /// Finds none: for the vDSO and other images without a file.
+#[derive(Clone, Copy, Debug)]
 pub struct NoDebugFiles;
 
 impl DebugFiles for NoDebugFiles {
@@ -39,6 +40,7 @@ const GLOBAL: &str = "/usr/lib/debug";
 
 /// File systems in which debug files are looked for, in this order: the target's
 /// (`/proc/PID/root`) and the agent's (`/`).
+#[derive(Debug)]
 pub struct DebugRoots(Vec<OwnedFd>);
 
 impl DebugRoots {
@@ -64,6 +66,7 @@ impl DebugRoots {
 }
 
 /// The debug files of one module.
+#[derive(Debug)]
 pub struct ModuleDebugFiles<'r> {
     roots: &'r DebugRoots,
     directory: PathBuf,

@@ -1,0 +1,118 @@
+//! Every map and every global that userspace sets, once.
+
+use agent_ebpf::unwind::{Block, Mapping, Registers, register};
+use agent_ebpf::{
+    Counter, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS, RING_BYTES, StackRecord, Target, slot,
+};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+
+/// `BPF_F_INNER_MAP`: an inner array may have another length than the model (linux/bpf.h, 5.10).
+const INNER_MAP: usize = 1 << 12;
+
+/// Processes in scope, by thread-group id.
+#[btf_map]
+pub static TARGETS: HashMap<u32, Target, { MAX_TARGETS as usize }> = HashMap::new();
+
+/// Unwind tables of modules and mapping tables of processes, by slot.
+#[btf_map]
+pub static TABLES: ArrayOfMaps<Array<Block, 1, INNER_MAP>, { MAX_TABLES as usize }> =
+    ArrayOfMaps::new();
+
+/// Records for userspace.
+#[btf_map]
+pub static EVENTS: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
+
+/// Hashes of the stacks that userspace has already received.
+#[btf_map]
+pub static SEEN: LruHashMap<u64, u32, { MAX_SEEN_STACKS as usize }> = LruHashMap::new();
+
+/// One `u64` for each [`Counter`].
+#[btf_map]
+pub static COUNTERS: PerCpuArray<[u64; Counter::ALL.len()], 1> = PerCpuArray::new();
+
+/// Working memory of a stack walk, for each CPU and kind of probe.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, { slot::COUNT as usize }> = PerCpuArray::new();
+
+/// Wanted processes, by the id that the agent's PID namespace shows; `iter_task` fills in the
+/// thread-group id of the initial namespace.
+#[btf_map]
+pub static WANTED: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
+
+/// Places for frames: kernel and user frames together, a power of two for the mask.
+pub const FRAMES: usize = 2048;
+
+/// See [`SCRATCH`].
+#[repr(C)]
+pub struct Scratch {
+    /// Registers of the current frame.
+    pub regs: Registers,
+    /// The processor's general registers, valid while `leaf` is set.
+    pub general: [u64; register::COUNT],
+    /// The mapping that the last frame was found in.
+    pub mapping: Mapping,
+    /// Slot of the process's mapping table.
+    pub table: u32,
+    /// Whether the registers are the processor's own.
+    pub leaf: u32,
+    /// Frames written: kernel's and user's.
+    pub frames_len: u32,
+    /// User frames written.
+    pub depth: u32,
+    /// Frames followed by the frame pointer.
+    pub fallbacks: u32,
+    /// Not zero while a walk uses this memory.
+    pub busy: u32,
+    /// The user registers that the kernel saved, for a task that was in the kernel.
+    pub saved: aya_ebpf::bindings::pt_regs,
+    /// Running hash of the frames.
+    pub hash: u64,
+    /// The record, contiguous with its frames.
+    pub record: StackRecord,
+    /// The frames.
+    pub frames: [u64; FRAMES],
+}
+
+/// What userspace sets before the programs are loaded. The verifier sees constants.
+pub mod config {
+    macro_rules! globals {
+        ($($(#[$doc:meta])* $name:ident, $function:ident: $type:ty;)*) => {$(
+            #[unsafe(no_mangle)]
+            static $name: $type = 0;
+            $(#[$doc])*
+            #[inline(always)]
+            pub fn $function() -> $type {
+                // SAFETY: a static of an integer type; volatile, since the loader changes it.
+                unsafe { core::ptr::read_volatile(&raw const $name) }
+            }
+        )*};
+    }
+
+    globals! {
+        /// 1 where `bpf_task_pt_regs` and `bpf_get_current_task_btf` exist (5.15).
+        HAS_TASK_PT_REGS, has_task_pt_regs: u32;
+        /// Bytes from `task_struct.stack` to the saved user registers, for older kernels.
+        PT_REGS_OFFSET, pt_regs_offset: u32;
+        /// `task_struct.stack`.
+        TASK_STACK, task_stack: u32;
+        /// `task_struct.tgid`.
+        TASK_TGID, task_tgid: u32;
+        /// `task_struct.pid`.
+        TASK_PID, task_pid: u32;
+        /// `task_struct.signal`.
+        TASK_SIGNAL, task_signal: u32;
+        /// `signal_struct.pids[PIDTYPE_TGID]`.
+        SIGNAL_TGID, signal_tgid: u32;
+        /// `task_struct.thread_pid`.
+        TASK_THREAD_PID, task_thread_pid: u32;
+        /// `pid.level`.
+        PID_LEVEL, pid_level: u32;
+        /// `pid.numbers`.
+        PID_NUMBERS, pid_numbers: u32;
+        /// Depth of the agent's PID namespace; 0 in the initial one.
+        NS_LEVEL, ns_level: u32;
+        /// Seed of the stack hash.
+        HASH_SEED, hash_seed: u64;
+    }
+}

@@ -1,0 +1,116 @@
+//! What is common to the command lines of all subcommands, as typed.
+
+use std::ffi::OsString;
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
+use clap_complete::Shell;
+
+use super::profile_args::ProfileArgs;
+
+/// Sees where a running Linux process spends its time, without restarting it
+#[derive(Debug, Parser)]
+#[command(
+    name = "agent",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How much to say.
+    #[command(flatten)]
+    pub verbosity: Verbosity,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Sample where the CPU time of a process goes and draw a flame graph
+    Profile(ProfileArgs),
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print a manual page (troff)
+    Man {
+        /// The subcommand that the page is about; without it, `agent` itself
+        subcommand: Option<String>,
+    },
+}
+
+/// How much to say on standard error.
+#[derive(Clone, Copy, Debug, Default, ClapArgs)]
+pub struct Verbosity {
+    /// Say more; twice for the diagnostics of the kernel programs
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
+    pub verbose: u8,
+    /// Say nothing but errors: no progress, no summary
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 101,
+        conflicts_with = "verbose"
+    )]
+    pub quiet: bool,
+}
+
+/// Whom to look at.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct TargetArgs {
+    /// Process to look at, with all its threads; may be repeated
+    #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
+    pub pid: Vec<u32>,
+    /// Follow the processes that it starts from now on, too
+    #[arg(short, long)]
+    pub children: bool,
+    /// How long: 10s, 500ms, 2m; a bare number is seconds [default: 30s with --pid; with a
+    /// command, until it exits]
+    #[arg(short, long, value_name = "TIME")]
+    pub duration: Option<String>,
+    /// Start this program and look at it from its first instruction
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// The largest process id that Linux gives out (`PID_MAX_LIMIT`, include/linux/threads.h).
+const MAX_PID: u32 = 1 << 22;
+
+fn parse_pid(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(pid) if (1..=MAX_PID).contains(&pid) => Ok(pid),
+        _ => Err(format!("a process id is a number from 1 to {MAX_PID}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn pids_are_positive() {
+        assert_eq!(parse_pid("1"), Ok(1));
+        for bad in ["0", "-1", "4194305", "99999999999", "x", ""] {
+            assert!(parse_pid(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn verbosity_goes_anywhere() {
+        let before = Args::try_parse_from(["agent", "-vv", "profile", "--pid", "1"]).unwrap();
+        let after = Args::try_parse_from(["agent", "profile", "--pid", "1", "-v", "-v"]).unwrap();
+        assert_eq!(before.verbosity.verbose, 2);
+        assert_eq!(after.verbosity.verbose, 2);
+        assert!(Args::try_parse_from(["agent", "-q", "-v", "profile"]).is_err());
+    }
+}

@@ -1,0 +1,329 @@
+//! Writes outputs: to a file created anew, 0600, through no symlink; or to standard output.
+//!
+//! [`Destination::prepare`] runs before the capture, so that a place that cannot be written is
+//! known before 30 seconds have been spent; [`Destination::write`] comes after it. The file
+//! appears under its name complete or not at all.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::output::escape;
+
+/// Where an output goes, as the user wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Standard output: `-`.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+}
+
+impl Target {
+    /// `-` is standard output, all else a file.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "-" => Target::Stdout,
+            path => Target::File(PathBuf::from(path)),
+        }
+    }
+}
+
+/// Why an output cannot be written.
+#[derive(Debug, Error)]
+pub enum OutputError {
+    /// Something of another kind has the name.
+    #[error("cannot write `{path}`: it is {kind}; {hint}")]
+    NotRegular {
+        /// The output.
+        path: String,
+        /// What is there.
+        kind: &'static str,
+        /// What helps.
+        hint: &'static str,
+    },
+    /// The directory does not exist or cannot be written.
+    #[error("cannot write `{path}`: cannot create a file in `{directory}`")]
+    Directory {
+        /// The output.
+        path: String,
+        /// Its directory.
+        directory: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Writing failed.
+    #[error("cannot write `{path}`")]
+    Write {
+        /// The output.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data is safe, but not under its name.
+    #[error("cannot rename the finished output to `{path}`; it is in `{temporary}`")]
+    Rename {
+        /// The output.
+        path: String,
+        /// The file that has the data.
+        temporary: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An output that was writable when it was asked.
+#[derive(Debug)]
+pub struct Destination {
+    target: Target,
+}
+
+impl Destination {
+    /// Checks that the output can be written, leaving nothing behind. An existing regular file
+    /// will be replaced.
+    ///
+    /// # Errors
+    /// A directory, symlink, device or pipe has the name, or no file can be created beside it.
+    pub fn prepare(target: Target) -> Result<Self, OutputError> {
+        if let Target::File(path) = &target {
+            check_kind(path)?;
+            let (temporary, _) = create_beside(path)?;
+            fs::remove_file(&temporary).map_err(|source| directory_error(path, source))?;
+        }
+        Ok(Self { target })
+    }
+
+    /// Writes the output. Under `sudo` the file belongs to the user who called it.
+    ///
+    /// # Errors
+    /// See [`OutputError`]. A partly written file is removed.
+    pub fn write(self, bytes: &[u8]) -> Result<(), OutputError> {
+        match self.target {
+            Target::Stdout => write_stdout(bytes),
+            Target::File(path) => write_file(&path, bytes, invoking_user()),
+        }
+    }
+
+    /// The file, unless it is standard output.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.target {
+            Target::Stdout => None,
+            Target::File(path) => Some(path),
+        }
+    }
+}
+
+fn write_stdout(bytes: &[u8]) -> Result<(), OutputError> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    match written {
+        // The reader has seen enough: `agent … -o - | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|source| OutputError::Write {
+            path: "standard output".to_owned(),
+            source,
+        }),
+    }
+}
+
+/// `owner` is the user and the group that the file is given to.
+fn write_file(path: &Path, bytes: &[u8], owner: Option<(u32, u32)>) -> Result<(), OutputError> {
+    check_kind(path)?;
+    let (temporary, mut file) = create_beside(path)?;
+    let written = file.write_all(bytes).and_then(|()| match owner {
+        Some((uid, gid)) => fchown(&file, Some(uid), Some(gid)),
+        None => Ok(()),
+    });
+    if let Err(source) = written {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+        return Err(OutputError::Write {
+            path: shown(path),
+            source,
+        });
+    }
+    fs::rename(&temporary, path).map_err(|source| OutputError::Rename {
+        path: shown(path),
+        temporary: shown(&temporary),
+        source,
+    })
+}
+
+/// Refuses a name that is taken by anything but a regular file.
+fn check_kind(path: &Path) -> Result<(), OutputError> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        // Not there, or not to be seen: creating a file beside it will tell.
+        return Ok(());
+    };
+    let kind = metadata.file_type();
+    let (kind, hint) = if kind.is_file() {
+        return Ok(());
+    } else if kind.is_dir() {
+        ("a directory", "name a file in it")
+    } else if kind.is_symlink() {
+        (
+            "a symbolic link",
+            "name the file itself, or `-` for standard output",
+        )
+    } else {
+        ("no regular file", "use `-` and redirect standard output")
+    };
+    Err(OutputError::NotRegular {
+        path: shown(path),
+        kind,
+        hint,
+    })
+}
+
+/// A new file of a new name in the directory of `path`, 0600.
+fn create_beside(path: &Path) -> Result<(PathBuf, File), OutputError> {
+    let Some(name) = path.file_name() else {
+        return Err(OutputError::NotRegular {
+            path: shown(path),
+            kind: "a directory",
+            hint: "name a file in it",
+        });
+    };
+    let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
+    for attempt in 0..16 {
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}-{attempt}.tmp", std::process::id()));
+        let temporary = path.with_file_name(hidden);
+        // create_new is O_CREAT|O_EXCL: an existing name, a symlink too, is refused.
+        let created = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary);
+        match created {
+            Ok(file) => return Ok((temporary, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+            Err(error) => return Err(directory_error(path, error)),
+        }
+    }
+    Err(directory_error(path, last))
+}
+
+fn directory_error(path: &Path, source: io::Error) -> OutputError {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => shown(parent),
+        _ => ".".to_owned(),
+    };
+    OutputError::Directory {
+        path: shown(path),
+        directory,
+        source,
+    }
+}
+
+/// The user and group that called us through sudo.
+fn invoking_user() -> Option<(u32, u32)> {
+    // SAFETY: geteuid takes nothing, touches no memory and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        return None;
+    }
+    let id = |name| std::env::var(name).ok()?.parse().ok();
+    Some((id("SUDO_UID")?, id("SUDO_GID")?))
+}
+
+fn shown(path: &Path) -> String {
+    escape::plain(&path.to_string_lossy()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    fn prepare(path: &Path) -> Result<Destination, OutputError> {
+        Destination::prepare(Target::File(path.to_owned()))
+    }
+
+    fn names(directory: &Path) -> Vec<OsString> {
+        let entries = fs::read_dir(directory).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    #[test]
+    fn file_is_private_and_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.svg");
+        let destination = prepare(&path).unwrap();
+        assert!(
+            names(directory.path()).is_empty(),
+            "prepare left something behind"
+        );
+        destination.write(b"first").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(names(directory.path()), ["out.svg"]);
+    }
+
+    #[test]
+    fn existing_file_is_replaced_not_written_into() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.svg");
+        let other = directory.path().join("hard-link");
+        fs::write(&path, "old").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        prepare(&path).unwrap().write(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read(&other).unwrap(), b"old");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn symlinks_and_directories_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        let link = directory.path().join("link.svg");
+        symlink(&victim, &link).unwrap();
+        let error = prepare(&link).unwrap_err().to_string();
+        assert!(error.contains("a symbolic link"), "{error}");
+        assert!(!victim.exists());
+        let error = prepare(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("a directory"), "{error}");
+        let error = prepare(Path::new("/dev/null")).unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
+    }
+
+    #[test]
+    fn sudo_gives_the_file_to_its_caller() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.svg");
+        let own = fs::metadata(directory.path()).unwrap();
+        // Only root may give a file away; another user tries what always works.
+        let owner = match own.uid() {
+            0 => (65534, 65533),
+            _ => (own.uid(), own.gid()),
+        };
+        write_file(&path, b"x", Some(owner)).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), owner);
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn symlink_that_appears_during_the_capture_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.svg");
+        let victim = directory.path().join("victim");
+        let destination = prepare(&path).unwrap();
+        symlink(&victim, &path).unwrap();
+        assert!(destination.write(b"x").is_err());
+        assert!(!victim.exists());
+    }
+
+    #[test]
+    fn missing_directory_is_known_before_the_capture() {
+        let error = prepare(Path::new("/nonexistent/dir/out.svg")).unwrap_err();
+        assert!(error.to_string().contains("`/nonexistent/dir`"), "{error}");
+        let error = prepare(Path::new("/etc/passwd/out.svg")).unwrap_err();
+        assert!(matches!(error, OutputError::Directory { .. }), "{error}");
+    }
+}

@@ -1,0 +1,46 @@
+//! The command line. Raw arguments ([`args`], [`profile_args`]: syntax) and what they mean
+//! ([`spec`]: checked, defaults filled in) are two types; only what runs the spec touches the
+//! system.
+//!
+//! A new subcommand takes a variant of [`args::Command`] and a file of its own.
+
+pub mod args;
+pub mod destination;
+pub mod generate;
+pub mod launch;
+pub mod profile;
+pub mod profile_args;
+pub mod run;
+pub mod spec;
+pub mod terminal;
+
+/// The exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Ok,
+    /// Failed.
+    Failed,
+    /// The command line does not make sense.
+    Usage,
+    /// The target was idle or gone; the outputs are valid and empty.
+    NothingSeen,
+}
+
+impl Exit {
+    /// The number for the shell: 0, 1, 2, 3.
+    pub const fn code(self) -> u8 {
+        match self {
+            Exit::Ok => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::NothingSeen => 3,
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}

@@ -1,0 +1,110 @@
+//! `agent profile`: its arguments as typed, and what they mean.
+
+use std::num::NonZeroU64;
+
+use clap::Args as ClapArgs;
+
+use super::args::TargetArgs;
+use super::spec::{OutputSpec, SpecError, TargetSpec};
+
+/// Arguments of `agent profile`.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  agent profile --pid 4242                      30 s at 99 Hz, profile-COMM-4242-TIME.svg
+  agent profile --pid 4242 -d 10s -o cpu.svg -o cpu.json
+  agent profile --pid 4242 --children -F 999 -o - --format folded | less
+  agent profile -- ./server --port 8080         from its first instruction until it exits
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 the target was idle or gone (the outputs are empty).")]
+pub struct ProfileArgs {
+    /// Whom to sample.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Samples per second on each CPU
+    #[arg(short = 'F', long, value_name = "HZ", default_value = "99")]
+    pub frequency: u64,
+    /// File to write, `-` for standard output; may be repeated [default:
+    /// profile-COMM-PID-TIME.svg]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Vec<String>,
+    /// Format of the outputs whose name does not tell it: svg, folded or json
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// What `agent profile` is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProfileSpec {
+    /// Whom to sample, and for how long.
+    pub target: TargetSpec,
+    /// Samples per second on each CPU. Whether the kernel allows as many
+    /// (`kernel.perf_event_max_sample_rate`) is for the preflight to say.
+    pub frequency: NonZeroU64,
+    /// What to write where.
+    pub output: OutputSpec,
+}
+
+impl ProfileArgs {
+    /// Checks the arguments and fills in the defaults.
+    ///
+    /// # Errors
+    /// The arguments contradict each other or one has no meaning; the text names the flag to
+    /// change.
+    pub fn resolve(&self) -> Result<ProfileSpec, SpecError> {
+        Ok(ProfileSpec {
+            target: TargetSpec::resolve(&self.target)?,
+            frequency: NonZeroU64::new(self.frequency).ok_or(SpecError::FrequencyZero)?,
+            output: OutputSpec::resolve(&self.output, self.format.as_deref())?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::super::args::{Args, Command};
+    use super::super::spec::{Scope, TargetSpec};
+    use super::*;
+    use crate::output::Format;
+    use clap::Parser;
+    use std::time::Duration;
+
+    fn resolve(words: &[&str]) -> Result<ProfileSpec, SpecError> {
+        let words = ["agent", "profile"].iter().chain(words);
+        let Command::Profile(args) = Args::try_parse_from(words).unwrap().command else {
+            panic!("another subcommand");
+        };
+        args.resolve()
+    }
+
+    #[test]
+    fn defaults() {
+        let spec = resolve(&["--pid", "7"]).unwrap();
+        assert_eq!(
+            spec.target,
+            TargetSpec {
+                scope: Scope::Processes(vec![7]),
+                children: false,
+                duration: Some(Duration::from_secs(30)),
+            }
+        );
+        assert_eq!(spec.frequency.get(), 99);
+        assert_eq!(spec.output, OutputSpec::Named(Format::Svg));
+    }
+
+    #[test]
+    fn command_keeps_its_own_flags() {
+        let spec = resolve(&["--children", "--", "prog", "-o", "x", "--", "--pid"]).unwrap();
+        let command = ["prog", "-o", "x", "--", "--pid"].map(Into::into).to_vec();
+        assert_eq!(spec.target.scope, Scope::Command(command));
+        assert!(spec.target.children);
+        assert_eq!(spec.target.duration, None);
+    }
+
+    #[test]
+    fn frequency_zero_names_its_flag() {
+        let error = resolve(&["--pid", "7", "--frequency", "0"]).unwrap_err();
+        assert!(error.to_string().starts_with("--frequency 0"), "{error}");
+    }
+}

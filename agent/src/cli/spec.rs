@@ -1,0 +1,344 @@
+//! What the arguments that several subcommands share mean.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::args::TargetArgs;
+use super::destination::Target;
+use crate::output::{Format, UnknownFormat, escape};
+
+/// Why a command line has no meaning. The exit code is 2.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// Nobody to look at.
+    #[error("no target: name a process with --pid PID, or a program to start after `--`")]
+    NoTarget,
+    /// A process and a program to start.
+    #[error("--pid and a command after `--` exclude each other: drop one of them")]
+    PidAndCommand,
+    /// A duration that cannot be read.
+    #[error("{flag} {text}: not a duration; write 10s, 500ms or 2m")]
+    Duration {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        text: String,
+    },
+    /// A duration of nothing, or of more than [`MAX_DURATION`].
+    #[error("{flag} {text}: must be more than 0 and at most 7 days (168h)")]
+    DurationRange {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        text: String,
+    },
+    /// No samples at all.
+    #[error("--frequency 0 takes no samples: use --frequency 1 or more")]
+    FrequencyZero,
+    /// A file whose format is unknown.
+    #[error("-o {0}; or name the format with --format")]
+    Extension(UnknownFormat),
+    /// Standard output has no extension.
+    #[error("-o - needs --format: one of {}", Format::names().join(", "))]
+    StdoutFormat,
+    /// A `--format` that there is not.
+    #[error("--format {0}: unknown; the known ones are {known}", known = Format::names().join(", "))]
+    Format(String),
+    /// A `--format` that no output needs.
+    #[error("--format {0} contradicts the extension of every -o: drop it or rename the file")]
+    FormatUnused(&'static str),
+    /// Two outputs of one name.
+    #[error("-o {0} is given twice: each output needs a name of its own")]
+    DuplicateOutput(String),
+}
+
+/// The longest run.
+pub const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a running process is looked at unless `--duration` says otherwise.
+pub const DEFAULT_DURATION: Duration = Duration::from_secs(30);
+
+/// Whom to look at, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetSpec {
+    /// The processes.
+    pub scope: Scope,
+    /// Whether those that they start are in scope too.
+    pub children: bool,
+    /// How long; `None` is until the command exits.
+    pub duration: Option<Duration>,
+}
+
+/// Running processes, or a program to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Process ids, at least one, each once, in the order given.
+    Processes(Vec<u32>),
+    /// A program and its arguments, at least the program.
+    Command(Vec<OsString>),
+}
+
+impl TargetSpec {
+    /// Checks the arguments and fills in the defaults.
+    ///
+    /// # Errors
+    /// No target, two kinds of target, or a duration that cannot be read.
+    pub fn resolve(args: &TargetArgs) -> Result<Self, SpecError> {
+        let scope = match (args.pid.is_empty(), args.command.is_empty()) {
+            (true, true) => return Err(SpecError::NoTarget),
+            (false, false) => return Err(SpecError::PidAndCommand),
+            (true, false) => Scope::Command(args.command.clone()),
+            (false, true) => {
+                let mut seen = HashSet::new();
+                let mut pids = args.pid.clone();
+                pids.retain(|pid| seen.insert(*pid));
+                Scope::Processes(pids)
+            }
+        };
+        let given = args.duration.as_deref();
+        let duration = given
+            .map(|text| parse_duration("--duration", text))
+            .transpose()?;
+        let default = matches!(scope, Scope::Processes(_)).then_some(DEFAULT_DURATION);
+        Ok(Self {
+            scope,
+            children: args.children,
+            duration: duration.or(default),
+        })
+    }
+}
+
+/// Reads a duration: a decimal number with `ms`, `s`, `m` or `h`; a bare one is seconds.
+///
+/// # Errors
+/// Not of that form, zero, or more than [`MAX_DURATION`]; `flag` is named.
+pub fn parse_duration(flag: &'static str, text: &str) -> Result<Duration, SpecError> {
+    let trimmed = text.trim();
+    let unit_at = trimmed
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(unit_at);
+    let error = || SpecError::Duration {
+        flag,
+        text: escape::plain(text).into_owned(),
+    };
+    let seconds = match unit.trim_start() {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(error()),
+    };
+    let number: f64 = number.parse().map_err(|_| error())?;
+    match Duration::try_from_secs_f64(number * seconds) {
+        Ok(duration) if !duration.is_zero() && duration <= MAX_DURATION => Ok(duration),
+        _ => Err(SpecError::DurationRange {
+            flag,
+            text: escape::plain(text).into_owned(),
+        }),
+    }
+}
+
+/// What to write where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OutputSpec {
+    /// One file in the working directory, named by [`default_name`].
+    Named(Format),
+    /// These, each in its format.
+    Given(Vec<(Target, Format)>),
+}
+
+impl OutputSpec {
+    /// Finds the format of each output: by its extension, else `--format`.
+    ///
+    /// # Errors
+    /// An output without a known format, an unknown or useless `--format`, a name given twice.
+    pub fn resolve(outputs: &[String], format: Option<&str>) -> Result<Self, SpecError> {
+        let format = match format {
+            Some(name) => {
+                let unknown = || SpecError::Format(escape::plain(name).into_owned());
+                Some(Format::from_name(name).ok_or_else(unknown)?)
+            }
+            None => None,
+        };
+        if outputs.is_empty() {
+            return Ok(Self::Named(format.unwrap_or(Format::Svg)));
+        }
+        let mut seen = HashSet::new();
+        let mut given = Vec::new();
+        let mut used = false;
+        for text in outputs {
+            if !seen.insert(text) {
+                return Err(SpecError::DuplicateOutput(escape::plain(text).into_owned()));
+            }
+            let target = Target::parse(text);
+            let by_name = match &target {
+                Target::Stdout => Err(SpecError::StdoutFormat),
+                Target::File(path) => Format::from_extension(path).map_err(SpecError::Extension),
+            };
+            used |= by_name
+                .as_ref()
+                .map_or(true, |&found| Some(found) == format);
+            given.push((target, by_name.or_else(|error| format.ok_or(error))?));
+        }
+        match format {
+            Some(format) if !used => Err(SpecError::FormatUnused(format.name())),
+            _ => Ok(Self::Given(given)),
+        }
+    }
+}
+
+/// `profile-COMM-PID-TIME.svg`, TIME in UTC as `20261121-104500`. The comm may be anything:
+/// it is reduced to what is harmless in a file name.
+///
+/// `started` is in seconds since the epoch.
+pub fn default_name(kind: &str, comm: &str, pid: u32, started: u64, format: Format) -> PathBuf {
+    let comm = escape::file_name(comm);
+    let time = utc(started);
+    Path::new(&format!("{kind}-{comm}-{pid}-{time}.{}", format.name())).to_owned()
+}
+
+/// Seconds since the epoch as `YYYYMMDD-HHMMSS`, in UTC.
+fn utc(seconds: u64) -> String {
+    let (mut days, second) = (seconds / 86_400, seconds % 86_400);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let mut year = 1970;
+    while year < 9999 && days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    format!(
+        "{year:04}{month:02}{:02}-{:02}{:02}{:02}",
+        days + 1,
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+
+    fn outputs(outputs: &[&str], format: Option<&str>) -> Result<OutputSpec, SpecError> {
+        let outputs: Vec<String> = outputs.iter().map(|&text| text.to_owned()).collect();
+        OutputSpec::resolve(&outputs, format)
+    }
+
+    fn file(path: &str) -> Target {
+        Target::File(path.into())
+    }
+
+    #[test]
+    fn durations() {
+        let read = |text| parse_duration("--duration", text);
+        assert_eq!(read("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(read("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(read("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(read("1.5h"), Ok(Duration::from_secs(5400)));
+        assert_eq!(read("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(read(" 3 s "), Ok(Duration::from_secs(3)));
+        for bad in [
+            "", "s", "10x", "-5s", "1e3", "1.2.3", "inf", "NaN", "10 s s", "١s",
+        ] {
+            let error = read(bad).unwrap_err();
+            assert!(
+                matches!(error, SpecError::Duration { .. }),
+                "{bad}: {error}"
+            );
+            assert!(error.to_string().starts_with("--duration"));
+        }
+        for bad in ["0", "0ms", "169h", "99999999999999999999999999h"] {
+            let error = read(bad).unwrap_err();
+            assert!(
+                matches!(error, SpecError::DurationRange { .. }),
+                "{bad}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn targets() {
+        let mut args = TargetArgs::default();
+        assert_eq!(TargetSpec::resolve(&args), Err(SpecError::NoTarget));
+        args.pid = vec![3, 1, 3];
+        let spec = TargetSpec::resolve(&args).unwrap();
+        assert_eq!(spec.scope, Scope::Processes(vec![3, 1]));
+        args.command = vec!["true".into()];
+        assert_eq!(TargetSpec::resolve(&args), Err(SpecError::PidAndCommand));
+        args.pid.clear();
+        args.duration = Some("2s".to_owned());
+        let spec = TargetSpec::resolve(&args).unwrap();
+        assert_eq!(spec.duration, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn format_follows_the_extension_then_the_flag() {
+        assert_eq!(outputs(&[], None), Ok(OutputSpec::Named(Format::Svg)));
+        assert_eq!(
+            outputs(&[], Some("json")),
+            Ok(OutputSpec::Named(Format::Json))
+        );
+        assert_eq!(
+            outputs(&["a.svg", "-", "plain"], Some("folded")),
+            Ok(OutputSpec::Given(vec![
+                (file("a.svg"), Format::Svg),
+                (Target::Stdout, Format::Folded),
+                (file("plain"), Format::Folded),
+            ]))
+        );
+        assert!(outputs(&["a.json"], Some("json")).is_ok());
+    }
+
+    #[test]
+    fn outputs_without_a_format_are_refused() {
+        let message = |result: Result<OutputSpec, SpecError>| result.unwrap_err().to_string();
+        let unknown = message(outputs(&["a.pdf"], None));
+        assert!(
+            unknown.contains("`.pdf`") && unknown.contains(".svg, .folded, .json"),
+            "{unknown}"
+        );
+        assert!(message(outputs(&["-"], None)).contains("--format"));
+        assert!(message(outputs(&["a.svg"], Some("pdf"))).contains("svg, folded, json"));
+        assert!(message(outputs(&["a.svg"], Some("json"))).contains("contradicts"));
+        assert!(message(outputs(&["a.svg", "a.svg"], None)).contains("twice"));
+    }
+
+    #[test]
+    fn default_names_are_harmless() {
+        let name = |comm, at| default_name("profile", comm, 42, at, Format::Svg);
+        let expected = |text: &str| PathBuf::from(text);
+        assert_eq!(
+            name("redis-server", 1_795_257_900),
+            expected("profile-redis-server-42-20261121-104500.svg")
+        );
+        assert_eq!(
+            name("../x y", 0),
+            expected("profile-_x_y-42-19700101-000000.svg")
+        );
+    }
+
+    #[test]
+    fn utc_knows_the_calendar() {
+        assert_eq!(utc(951_782_400), "20000229-000000");
+        assert_eq!(utc(1_709_251_199), "20240229-235959");
+        assert_eq!(utc(1_735_689_599), "20241231-235959");
+        assert_eq!(utc(4_107_542_400), "21000301-000000");
+        assert!(!utc(u64::MAX).is_empty());
+    }
+}

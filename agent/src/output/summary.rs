@@ -1,0 +1,376 @@
+//! The summary on the terminal after a run: the answer first, then how far to trust it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::escape;
+use super::table::{Cell, Column, Style, Table, Tone};
+use super::text;
+use crate::profile::{Frame, Profile, Space, Stack, Unnamed};
+
+/// Functions listed.
+const FUNCTIONS: usize = 10;
+/// Share of frames without a name, in percent, from which a hint is given.
+const HINT_PERCENT: f64 = 20.0;
+/// Complete stacks, in percent, below which the figure is coloured.
+const COMPLETE_PERCENT: f64 = 99.5;
+
+/// How to render.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// Colours or none.
+    pub style: Style,
+    /// Width of the terminal, in columns.
+    pub width: usize,
+    /// The files that were written.
+    pub files: &'a [String],
+}
+
+/// A function among the hottest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hot {
+    /// Its name, safe to show; all functions without a name in one module are one.
+    pub name: String,
+    /// Its module, safe to show.
+    pub module: String,
+    /// Samples in the function itself.
+    pub self_samples: u64,
+    /// Samples in it or in what it called; a recursive one counts once per stack.
+    pub total_samples: u64,
+}
+
+/// The functions by their own samples, most first; ties by the total, then by name.
+pub fn hottest(profile: &Profile) -> Vec<Hot> {
+    let keys: Vec<(String, String)> = profile.frames.iter().map(key).collect();
+    let mut functions: HashMap<(String, String), (u64, u64)> = HashMap::new();
+    for stack in &profile.stacks {
+        let key = |id: &u32| keys.get(*id as usize);
+        let distinct: HashSet<&(String, String)> = stack.frames.iter().filter_map(key).collect();
+        for key in distinct {
+            functions.entry(key.clone()).or_default().1 += stack.count;
+        }
+        match stack.frames.last().and_then(key) {
+            Some(leaf) => functions.entry(leaf.clone()).or_default().0 += stack.count,
+            None => {
+                let (own, total) = functions.entry(no_frames(stack)).or_default();
+                *own += stack.count;
+                *total += stack.count;
+            }
+        }
+    }
+    let mut hottest: Vec<Hot> = functions
+        .into_iter()
+        .map(|((name, module), (self_samples, total_samples))| Hot {
+            name,
+            module,
+            self_samples,
+            total_samples,
+        })
+        .collect();
+    hottest.sort_by(|a, b| {
+        (b.self_samples, b.total_samples, &a.name, &a.module).cmp(&(
+            a.self_samples,
+            a.total_samples,
+            &b.name,
+            &b.module,
+        ))
+    });
+    hottest
+}
+
+/// Name and module under which a frame's samples are added up.
+fn key(frame: &Frame) -> (String, String) {
+    let module = match (&frame.module, frame.space) {
+        (Some(module), _) => escape::plain(module).into_owned(),
+        (None, Space::Kernel) => "[kernel]".to_owned(),
+        (None, Space::User) => "[unknown]".to_owned(),
+    };
+    let name = match &frame.function {
+        Some(function) => escape::plain(function).into_owned(),
+        None => "[unnamed]".to_owned(),
+    };
+    (name, module)
+}
+
+fn no_frames(stack: &Stack) -> (String, String) {
+    let name = text::truncated(stack.end).unwrap_or_else(|| "[no frames]".to_owned());
+    (name, String::new())
+}
+
+/// The summary, each line with its line end and fitted to `width`, but for the names of the
+/// files, the account of the ticks and lists of reasons, which are never cut.
+pub fn render(profile: &Profile, options: Options<'_>) -> String {
+    let style = options.style;
+    let head = format!("{}: {}", text::targets(profile), text::sampled(profile));
+    let head = escape::truncate_middle(&head, options.width);
+    let mut lines = vec![style.paint(Tone::Strong, &head)];
+    if profile.samples() == 0 {
+        let none = "no samples: the target was idle or gone";
+        lines.push(style.paint(Tone::Warn, none));
+    } else {
+        lines.push(String::new());
+        lines.extend(functions(profile).lines(options.width, style));
+        lines.push(String::new());
+        lines.push(completeness(profile, style));
+        lines.extend(unnamed(profile, style));
+    }
+    let accounting = &profile.accounting;
+    let tone = match accounting.lost_total() {
+        0 if accounting.balances() => Tone::Normal,
+        _ => Tone::Warn,
+    };
+    lines.push(style.paint(tone, &text::accounting(accounting)));
+    lines.extend(beyond_the_sum(profile));
+    lines.push(style.paint(Tone::Dim, &cost(profile)));
+    for file in options.files {
+        lines.push(format!("wrote {}", escape::plain(file)));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn functions(profile: &Profile) -> Table {
+    let samples = profile.samples();
+    let percent = |part| match text::percent(part, samples) {
+        Some(percent) => Cell::new(format!("{percent:.1} %")),
+        None => Cell::new(""),
+    };
+    let mut table = Table::new(vec![
+        Column::number("self", "self_percent"),
+        Column::number("total", "total_percent"),
+        Column::text("function", "function").stretch(24),
+        Column::text("module", "module").priority(1),
+    ]);
+    for hot in hottest(profile).iter().take(FUNCTIONS) {
+        table.push(vec![
+            percent(hot.self_samples),
+            percent(hot.total_samples),
+            Cell::new(&hot.name),
+            Cell::new(&hot.module).tone(Tone::Dim),
+        ]);
+    }
+    table
+}
+
+/// `complete stacks 95.0 %; cut: no row 4, read fault 1`
+fn completeness(profile: &Profile, style: Style) -> String {
+    let complete = text::complete_percent(profile).unwrap_or(0.0);
+    let tone = if complete < COMPLETE_PERCENT {
+        Tone::Warn
+    } else {
+        Tone::Ok
+    };
+    let line = format!("complete stacks {} %", text::show_percent(complete));
+    let mut cut: BTreeMap<&str, u64> = BTreeMap::new();
+    for stack in profile
+        .stacks
+        .iter()
+        .filter(|stack| !stack.end.is_complete())
+    {
+        *cut.entry(stack.end.name()).or_default() += stack.count;
+    }
+    let line = style.paint(tone, &line);
+    match by_count(
+        cut.into_iter()
+            .map(|(name, count)| (text::words(name), count)),
+    ) {
+        reasons if reasons.is_empty() => line,
+        reasons => format!("{line}; cut: {reasons}"),
+    }
+}
+
+/// `no row 4, read fault 1`: most first.
+fn by_count(items: impl Iterator<Item = (String, u64)>) -> String {
+    let mut items: Vec<(String, u64)> = items.collect();
+    items.sort_by(|a, b| (b.1, &a.0).cmp(&(a.1, &b.0)));
+    let items: Vec<String> = items
+        .iter()
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    items.join(", ")
+}
+
+/// How many frames have no name, why, and what helps when they are many.
+fn unnamed(profile: &Profile, style: Style) -> Vec<String> {
+    let mut all = 0;
+    let mut reasons: BTreeMap<Unnamed, u64> = BTreeMap::new();
+    let mut modules: BTreeMap<(Unnamed, &str), u64> = BTreeMap::new();
+    for stack in &profile.stacks {
+        for frame in stack
+            .frames
+            .iter()
+            .filter_map(|&id| profile.frames.get(id as usize))
+        {
+            all += stack.count;
+            if let Some(reason) = frame.unnamed {
+                *reasons.entry(reason).or_default() += stack.count;
+                let module = frame.module.as_deref().unwrap_or_default();
+                *modules.entry((reason, module)).or_default() += stack.count;
+            }
+        }
+    }
+    let unnamed = reasons.values().sum();
+    let percent = text::percent(unnamed, all).unwrap_or(0.0);
+    let Some((&(reason, module), _)) = modules.iter().max_by_key(|(_, count)| **count) else {
+        return Vec::new();
+    };
+    let counts = by_count(
+        reasons
+            .iter()
+            .map(|(reason, count)| (text::unnamed_reason(*reason).to_owned(), *count)),
+    );
+    let mut lines = vec![format!("frames without a name {percent:.1} %: {counts}")];
+    if percent > HINT_PERCENT {
+        let hint = format!("hint: {}", hint(reason, &escape::plain(module), profile));
+        lines.push(style.paint(Tone::Warn, &hint));
+    }
+    lines
+}
+
+fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
+    let runs = |name: &str| {
+        profile.facts.targets.iter().any(|target| {
+            let exe = target.exe.as_deref().unwrap_or(&target.comm);
+            exe.rsplit('/')
+                .next()
+                .is_some_and(|file| file.starts_with(name))
+        })
+    };
+    match reason {
+        Unnamed::NoModule if runs("node") => "start node with --perf-basic-prof".to_owned(),
+        Unnamed::NoModule if runs("java") => {
+            "start java with -XX:+PreserveFramePointer and let perf-map-agent write its map"
+                .to_owned()
+        }
+        Unnamed::NoModule => "let the program's runtime write /tmp/perf-PID.map".to_owned(),
+        Unnamed::NoSymbols | Unnamed::NotCovered => {
+            format!("install the debug symbols of {module}, or build it unstripped")
+        }
+        Unnamed::FileUnavailable => {
+            format!("{module} was deleted or replaced: restart the program, or keep its file")
+        }
+        Unnamed::Malformed => format!("{module} is no ELF file that can be read"),
+        Unnamed::KernelHidden => "set kernel.kptr_restrict to 0, or run with CAP_SYSLOG".to_owned(),
+    }
+}
+
+/// What the sum cannot show: ticks that never came, and counts that are no lost samples.
+fn beyond_the_sum(profile: &Profile) -> Vec<String> {
+    let accounting = &profile.accounting;
+    let mut parts = Vec::new();
+    let missing = accounting.expected_ticks.saturating_sub(accounting.ticks);
+    // A clock that starts and stops is off by a few; a throttled one by far more.
+    if missing * 50 > accounting.expected_ticks {
+        let expected = accounting.expected_ticks;
+        parts.push(format!("{missing} of {expected} expected ticks never came"));
+    }
+    if accounting.recursion_misses > 0 {
+        parts.push(format!(
+            "{} ticks skipped by the kernel",
+            accounting.recursion_misses
+        ));
+    }
+    for (cause, count) in accounting.notes.iter().filter(|(_, count)| **count > 0) {
+        parts.push(format!("{} {count}", text::words(cause)));
+    }
+    if parts.is_empty() {
+        return Vec::new();
+    }
+    vec![format!("also: {}", parts.join(", "))]
+}
+
+/// `agent took 0.02 s CPU, 21 MB at its peak, 1830 ns per sample in the kernel`
+fn cost(profile: &Profile) -> String {
+    let cost = &profile.cost;
+    let megabytes = cost.peak_rss_bytes as f64 / 1e6;
+    let mut line = format!(
+        "agent took {:.2} s CPU, {megabytes:.0} MB at its peak",
+        cost.cpu_seconds
+    );
+    if let Some(nanoseconds) = cost.bpf_ns_per_sample {
+        line += &format!(", {nanoseconds:.0} ns per sample in the kernel");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+    use crate::output::fixture;
+    use agent_ebpf::End;
+
+    fn options(style: Style, width: usize) -> Options<'static> {
+        Options {
+            style,
+            width,
+            files: &[],
+        }
+    }
+
+    #[test]
+    fn golden() {
+        let files = ["profile-server-4242-20261121-105820.svg".to_owned()];
+        let options = Options {
+            files: &files,
+            ..options(Style::Plain, 80)
+        };
+        let text = render(&fixture::profile(), options);
+        fixture::check_golden("summary.txt", text.as_bytes());
+    }
+
+    #[test]
+    fn recursion_counts_once_per_stack() {
+        let hottest = hottest(&fixture::profile());
+        let walk = hottest.iter().find(|hot| hot.name == "walk").unwrap();
+        assert_eq!((walk.self_samples, walk.total_samples), (25, 25));
+        let main = hottest.iter().find(|hot| hot.name == "main").unwrap();
+        assert_eq!((main.self_samples, main.total_samples), (0, 95));
+        assert_eq!(hottest[0].name, "hash<std::vector<int>>");
+        assert_eq!(hottest.iter().map(|hot| hot.self_samples).sum::<u64>(), 100);
+    }
+
+    #[test]
+    fn fits_the_terminal() {
+        let mut profile = fixture::profile();
+        let long = fixture::user("lib.so", &"std::collections::".repeat(30), 9);
+        fixture::push(&mut profile, &[long], End::Root, 500);
+        for width in 80..=200 {
+            for line in render(&profile, options(Style::Plain, width)).lines() {
+                assert!(escape::width(line) <= width, "{width}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_names_cannot_reach_the_terminal() {
+        let text = render(&fixture::hostile(), options(Style::Plain, 120));
+        assert!(!text.chars().any(|c| c != '\n' && escape::is_unsafe(c)));
+    }
+
+    #[test]
+    fn many_unnamed_frames_get_a_hint() {
+        let mut profile = fixture::empty();
+        let jit = Frame {
+            module: None,
+            function: None,
+            unnamed: Some(Unnamed::NoModule),
+            ..fixture::user("", "", 1)
+        };
+        fixture::push(&mut profile, &[jit], End::NoRow, 10);
+        let show = |profile: &Profile| render(profile, options(Style::Plain, 100));
+        assert!(show(&profile).contains("perf-PID.map"));
+        profile.facts.targets[0].exe = Some("/usr/bin/node".to_owned());
+        assert!(show(&profile).contains("--perf-basic-prof"));
+        fixture::push(&mut profile, &[fixture::user("m", "f", 2)], End::Root, 90);
+        assert!(!show(&profile).contains("hint"));
+    }
+
+    #[test]
+    fn idle_target_is_said_first() {
+        let text = render(&fixture::empty(), options(Style::Plain, 80));
+        assert!(
+            text.lines().nth(1).unwrap().starts_with("no samples"),
+            "{text}"
+        );
+        assert!(text.contains("ticks 200 = 200 idle"));
+    }
+}

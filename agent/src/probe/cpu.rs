@@ -1,0 +1,200 @@
+//! CPU sampling: the clock on every CPU, and what its records say.
+
+use std::collections::HashMap;
+
+use agent_ebpf::{End, SampleRecord, StackRecord, record};
+use aya::programs::PerfEvent;
+use aya::programs::perf_event::{
+    HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent,
+};
+
+use crate::session::target::Targets;
+use crate::session::{Attached, Error, program_mut};
+
+/// The clock that drives the sampling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Hardware CPU cycles: halted CPUs do not tick.
+    Cycles,
+    /// The kernel's per-CPU high-resolution timer.
+    CpuClock,
+}
+
+impl Clock {
+    /// As `perf list` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Clock::Cycles => "cycles",
+            Clock::CpuClock => "cpu-clock",
+        }
+    }
+
+    fn config(self) -> PerfEventConfig {
+        match self {
+            Clock::Cycles => PerfEventConfig::Hardware(HardwareEvent::CpuCycles),
+            Clock::CpuClock => PerfEventConfig::Software(SoftwareEvent::CpuClock),
+        }
+    }
+}
+
+/// Starts sampling on every CPU: by hardware cycles where the machine counts them.
+///
+/// # Errors
+/// When the kernel refuses the program, or both clocks.
+pub fn attach(session: &mut Attached, frequency: u64) -> Result<Clock, Error> {
+    let cpus = session.kernel().cpus.clone();
+    let program = "cpu_sample";
+    let sampler: &mut PerfEvent = program_mut(session.ebpf(), program)?;
+    sampler.load().map_err(|source| Error::Program {
+        program,
+        source: Box::new(source),
+    })?;
+    let mut start = |clock: Clock, cpu: u32| {
+        let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+        sampler
+            .attach(
+                clock.config(),
+                scope,
+                SamplePolicy::Frequency(frequency),
+                false,
+            )
+            .map(drop)
+    };
+    let first = cpus.first().copied().unwrap_or(0);
+    let clock = if start(Clock::Cycles, first).is_ok() {
+        Clock::Cycles
+    } else {
+        Clock::CpuClock
+    };
+    let skip = usize::from(clock == Clock::Cycles);
+    for &cpu in cpus.iter().skip(skip) {
+        start(clock, cpu).map_err(|source| Error::Attach {
+            program,
+            hook: format!("the perf event {} on CPU {cpu}", clock.name()),
+            source: Box::new(source),
+        })?;
+    }
+    Ok(clock)
+}
+
+/// Stops the clock.
+///
+/// # Errors
+/// When the bytecode does not hold the program.
+pub fn detach(session: &mut Attached) -> Result<(), Error> {
+    let sampler: &mut PerfEvent = program_mut(session.ebpf(), "cpu_sample")?;
+    // Unloading drops the links: no tick runs after it.
+    let _ = sampler.unload();
+    Ok(())
+}
+
+/// A stack as the kernel sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawStack {
+    /// Kernel addresses, leaf first.
+    pub kernel: Vec<u64>,
+    /// Packed user frames, leaf first.
+    pub user: Vec<u64>,
+    /// Why the user part ended.
+    pub end: End,
+}
+
+/// Whose samples are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Place of the process in [`Targets::list`].
+    pub process: usize,
+    /// Thread id.
+    pub tid: u32,
+    /// Names of process and thread at the time, as indices into [`Samples::names`].
+    pub comm: u32,
+    /// See `comm`.
+    pub thread: u32,
+    /// Hash of the stack.
+    pub stack: u64,
+}
+
+/// All samples of a run, not yet named.
+#[derive(Debug, Default)]
+pub struct Samples {
+    /// Stacks by their hash.
+    pub stacks: HashMap<u64, RawStack>,
+    /// Samples by whose they are.
+    pub counts: HashMap<Key, u64>,
+    /// Interned names.
+    pub names: Vec<String>,
+    name_ids: HashMap<String, u32>,
+    /// Samples whose record could not be read or whose stack never came.
+    pub undecoded: u64,
+}
+
+impl Samples {
+    /// Takes in one record of the ring buffer.
+    pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
+        if self.decode(bytes, targets).is_none() {
+            self.undecoded += 1;
+        }
+    }
+
+    /// All samples taken in.
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum::<u64>() + self.undecoded
+    }
+
+    fn decode(&mut self, bytes: &[u8], targets: &Targets) -> Option<()> {
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let kind = word(0)?;
+        let (tgid, tid) = (word(4)?, word(8)?);
+        let stack = u64::from_ne_bytes(bytes.get(16..size_of::<SampleRecord>())?.try_into().ok()?);
+        match kind {
+            record::STACK => {
+                let raw = raw_stack(bytes)?;
+                self.stacks.insert(stack, raw);
+            }
+            record::SAMPLE if self.stacks.contains_key(&stack) => {}
+            _ => return None,
+        }
+        let process = targets.find(tgid)?;
+        let tracked = targets.list().get(process)?;
+        let comm = self.name(&tracked.comm);
+        let thread = tracked.threads.get(&tid).unwrap_or(&tracked.comm);
+        let thread = self.name(thread);
+        *self
+            .counts
+            .entry(Key {
+                process,
+                tid,
+                comm,
+                thread,
+                stack,
+            })
+            .or_default() += 1;
+        Some(())
+    }
+
+    fn name(&mut self, name: &str) -> u32 {
+        if let Some(&id) = self.name_ids.get(name) {
+            return id;
+        }
+        let id = self.names.len() as u32;
+        self.names.push(name.to_owned());
+        self.name_ids.insert(name.to_owned(), id);
+        id
+    }
+}
+
+fn raw_stack(bytes: &[u8]) -> Option<RawStack> {
+    let short = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+    let head = size_of::<SampleRecord>();
+    let end = u32::from_ne_bytes(bytes.get(head..head + 4)?.try_into().ok()?);
+    let kernel = usize::from(short(head + 4)?);
+    let user = usize::from(short(head + 6)?);
+    let (frames, rest) = bytes.get(size_of::<StackRecord>()..)?.as_chunks::<8>();
+    let mut frames = frames.iter().map(|&frame| u64::from_ne_bytes(frame));
+    let stack = RawStack {
+        kernel: frames.by_ref().take(kernel).collect(),
+        user: frames.by_ref().take(user).collect(),
+        end: End::from_number(end)?,
+    };
+    (stack.kernel.len() == kernel && stack.user.len() == user && rest.is_empty()).then_some(stack)
+}

@@ -1,0 +1,3 @@
+//! One file for each probe, named like its kernel file: attach and decode.
+
+pub mod cpu;

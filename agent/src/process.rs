@@ -1,0 +1,527 @@
+//! A read-only view of a process through `/proc` (proc(5)): what it is, what it has mapped, and
+//! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Why a process cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is none with this id.
+    #[error("there is no process {0}; `ps -e` lists those that run")]
+    NotFound(u32),
+    /// It is a thread of another process.
+    #[error("{tid} is a thread of process {pid}; use --pid {pid}")]
+    Thread {
+        /// The id given.
+        tid: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// It has ended and waits for its parent.
+    #[error(
+        "process {pid} ({comm}) is a zombie: it has ended and only waits for its parent {parent} to reap it"
+    )]
+    Zombie {
+        /// The id given.
+        pid: u32,
+        /// Its name.
+        comm: String,
+        /// Its parent.
+        parent: u32,
+    },
+    /// It is part of the kernel.
+    #[error(
+        "process {pid} ({comm}) is a kernel thread: it has no program to profile; use `perf top` for the kernel itself"
+    )]
+    KernelThread {
+        /// The id given.
+        pid: u32,
+        /// Its name.
+        comm: String,
+    },
+    /// The kernel does not let this user look at it.
+    #[error(
+        "no permission to look at process {pid}, which belongs to uid {uid}; run as root: `sudo agent …`"
+    )]
+    Permission {
+        /// The id given.
+        pid: u32,
+        /// Its owner.
+        uid: u32,
+    },
+    /// Something else.
+    #[error("cannot read {path}")]
+    Read {
+        /// What was read.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A process held by a pidfd: its id is not given to another one while this lives.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+    /// Its root directory, open so that its files are found when it is gone.
+    root: Option<File>,
+    /// Its id in its own, innermost PID namespace.
+    own_pid: u32,
+    uid: u32,
+}
+
+/// What `/proc/PID/stat` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Name of the main thread, as the kernel keeps it (15 bytes).
+    pub comm: String,
+    /// State letter: `R`, `S`, `D`, `Z`, `T`, …
+    pub state: char,
+    /// Parent process.
+    pub parent: u32,
+    /// Kernel flags (`PF_…`, linux/sched.h).
+    pub flags: u64,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// `PF_KTHREAD` (linux/sched.h).
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// One executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// First address.
+    pub start: u64,
+    /// First address after it.
+    pub end: u64,
+    /// Offset of the first byte in the file.
+    pub offset: u64,
+    /// Device and inode of the file; both 0 without one.
+    pub file: FileId,
+    /// Path as the kernel prints it, without ` (deleted)`; `[vdso]`; empty for anonymous memory.
+    pub path: OsString,
+}
+
+/// What identifies a file on a running system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Major number of the device.
+    pub major: u32,
+    /// Minor number of the device.
+    pub minor: u32,
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl Process {
+    /// Takes hold of a process and checks that it can be profiled.
+    ///
+    /// # Errors
+    /// When there is no such process, or it is a thread, a zombie or a kernel thread.
+    pub fn open(pid: u32) -> Result<Self, Error> {
+        // SAFETY: the system call takes integers only and returns a new descriptor.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        if fd < 0 {
+            return Err(Self::open_failed(pid, io::Error::last_os_error()));
+        }
+        // SAFETY: the kernel has just given this descriptor to us alone.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let root = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
+            .open(proc_path(pid, "root"));
+        let process = Self {
+            pid,
+            pidfd,
+            root: root.ok(),
+            own_pid: namespace_pid(pid).unwrap_or(pid),
+            uid: fs::metadata(proc_path(pid, ""))
+                .map(|meta| meta.uid())
+                .unwrap_or(0),
+        };
+        let stat = process.stat()?;
+        if stat.flags & PF_KTHREAD != 0 {
+            return Err(Error::KernelThread {
+                pid,
+                comm: stat.comm,
+            });
+        }
+        if stat.state == 'Z' || stat.state == 'X' {
+            return Err(Error::Zombie {
+                pid,
+                comm: stat.comm,
+                parent: stat.parent,
+            });
+        }
+        Ok(process)
+    }
+
+    fn open_failed(pid: u32, error: io::Error) -> Error {
+        let leader = status_field(pid, "Tgid:");
+        match leader {
+            Some(leader) if leader != pid => Error::Thread {
+                tid: pid,
+                pid: leader,
+            },
+            _ if error.raw_os_error() == Some(libc::ESRCH) || leader.is_none() => {
+                Error::NotFound(pid)
+            }
+            _ => Error::Read {
+                path: proc_path(pid, "stat"),
+                source: error,
+            },
+        }
+    }
+
+    /// Its id in the agent's PID namespace.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Readable once the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether it has ended (it may still be a zombie).
+    pub fn has_ended(&self) -> bool {
+        let mut poll = libc::pollfd {
+            fd: self.pidfd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid pollfd, no waiting.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    }
+
+    /// Its state.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] once it is gone.
+    pub fn stat(&self) -> Result<Stat, Error> {
+        let path = proc_path(self.pid, "stat");
+        let text = fs::read(&path).map_err(|_| Error::NotFound(self.pid))?;
+        parse_stat(&text).ok_or_else(|| Error::Read {
+            path,
+            source: io::ErrorKind::InvalidData.into(),
+        })
+    }
+
+    /// Path of its program, as it sees it; `None` when it cannot be read.
+    pub fn exe(&self) -> Option<PathBuf> {
+        fs::read_link(proc_path(self.pid, "exe")).ok()
+    }
+
+    /// Owner of the process: the uid its `/proc` directory shows.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Its executable mappings, in the order of their addresses.
+    ///
+    /// # Errors
+    /// When they cannot be read: no permission, or the process is gone.
+    pub fn maps(&self) -> Result<Vec<Map>, Error> {
+        let path = proc_path(self.pid, "maps");
+        let text = fs::read(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => Error::Permission {
+                pid: self.pid,
+                uid: self.uid(),
+            },
+            io::ErrorKind::NotFound => Error::NotFound(self.pid),
+            _ => Error::Read { path, source },
+        })?;
+        Ok(text
+            .split(|&byte| byte == b'\n')
+            .filter_map(parse_map)
+            .collect())
+    }
+
+    /// Opens the very file that is mapped: also a deleted one, one in another mount namespace, or
+    /// one that was replaced since.
+    ///
+    /// `None` when it cannot be had, or what is found is not what is mapped.
+    pub fn open_mapped(&self, map: &Map) -> Option<File> {
+        let exact = proc_path(
+            self.pid,
+            &format!("map_files/{:x}-{:x}", map.start, map.end),
+        );
+        let path = Path::new(&map.path);
+        let visible = self.root().join(path.strip_prefix("/").ok()?);
+        [exact, visible]
+            .iter()
+            .find_map(|path| open_regular(path, map.file.inode))
+    }
+
+    /// Names of its threads, by thread id.
+    pub fn threads(&self) -> Vec<(u32, String)> {
+        let Ok(entries) = fs::read_dir(proc_path(self.pid, "task")) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let tid = entry.file_name().to_str()?.parse().ok()?;
+                let name = fs::read(entry.path().join("comm")).ok()?;
+                Some((
+                    tid,
+                    String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
+                ))
+            })
+            .collect()
+    }
+
+    /// Children of its threads.
+    pub fn children(&self) -> Vec<u32> {
+        let Ok(entries) = fs::read_dir(proc_path(self.pid, "task")) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| fs::read_to_string(entry.path().join("children")).ok())
+            .flat_map(|text| {
+                text.split_whitespace()
+                    .filter_map(|pid| pid.parse().ok())
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Its root directory, through which its paths are opened; also once it is gone.
+    pub fn root(&self) -> PathBuf {
+        match &self.root {
+            Some(root) => PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+            None => proc_path(self.pid, "root"),
+        }
+    }
+
+    /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace.
+    pub fn open_perf_map(&self) -> Option<File> {
+        let path = self.root().join(format!("tmp/perf-{}.map", self.own_pid));
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(path)
+            .ok()
+    }
+}
+
+fn open_regular(path: &Path, inode: u64) -> Option<File> {
+    // O_NONBLOCK: a fifo that took the file's place must not hold us up.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
+        .open(path)
+        .ok()?;
+    let meta = file.metadata().ok()?;
+    (meta.is_file() && meta.ino() == inode).then_some(file)
+}
+
+fn proc_path(pid: u32, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+fn status_field(pid: u32, field: &str) -> Option<u32> {
+    let status = fs::read_to_string(proc_path(pid, "status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with(field))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The id of the process in its own, innermost PID namespace.
+fn namespace_pid(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(proc_path(pid, "status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("NSpid:"))?;
+    line.split_whitespace().last()?.parse().ok()
+}
+
+/// What the agent's own process has taken so far: CPU seconds, and peak resident bytes.
+pub fn own_usage() -> (f64, u64) {
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is ours.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    (
+        seconds(usage.ru_utime) + seconds(usage.ru_stime),
+        usage.ru_maxrss as u64 * 1024,
+    )
+}
+
+/// Sum of one field over the descriptors of BPF objects that this process holds open
+/// (`/proc/self/fdinfo`, kernel/bpf/syscall.c).
+fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
+    let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .filter(|text| text.lines().any(|line| line.starts_with(kind)))
+        .filter_map(|text| {
+            let line = text.lines().find(|line| line.starts_with(field))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+/// Bytes of memory of the BPF maps that this process holds open.
+pub fn bpf_map_bytes() -> u64 {
+    bpf_fdinfo("map_type:", "memlock:")
+}
+
+/// Times the kernel skipped a BPF program of this process because it would have nested.
+pub fn bpf_recursion_misses() -> u64 {
+    bpf_fdinfo("prog_type:", "recursion_misses:")
+}
+
+/// Whether the agent runs in the initial PID namespace.
+pub fn in_initial_pid_namespace() -> bool {
+    // PROC_PID_INIT_INO (linux/proc_ns.h, 6.18).
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|meta| meta.ino() == 0xEFFF_FFFC)
+}
+
+/// `PID (COMM) STATE PPID …`; the name may hold blanks and parentheses.
+fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let open = text.iter().position(|&byte| byte == b'(')?;
+    let close = text.iter().rposition(|&byte| byte == b')')?;
+    let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
+    let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Some(Stat {
+        comm,
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        flags: fields.get(6)?.parse().ok()?,
+        start_time: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// `START-END PERM OFFSET MAJOR:MINOR INODE  PATH`, executable ones only.
+fn parse_map(line: &[u8]) -> Option<Map> {
+    let mut fields = line.splitn(6, |&byte| byte == b' ');
+    let mut text = || std::str::from_utf8(fields.next()?).ok();
+    let (start, end) = text()?.split_once('-')?;
+    if text()?.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let offset = u64::from_str_radix(text()?, 16).ok()?;
+    let (major, minor) = text()?.split_once(':')?;
+    let file = FileId {
+        major: u32::from_str_radix(major, 16).ok()?,
+        minor: u32::from_str_radix(minor, 16).ok()?,
+        inode: text()?.parse().ok()?,
+    };
+    let path = fields.next().unwrap_or_default().trim_ascii_start();
+    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    Some(Map {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        offset,
+        file,
+        path: OsString::from_vec(path.to_vec()),
+    })
+}
+
+impl Map {
+    /// The last component of the path, to show.
+    pub fn name(&self) -> String {
+        let path = Path::new(&self.path);
+        let name = path.file_name().unwrap_or(&self.path);
+        String::from_utf8_lossy(name.as_bytes()).into_owned()
+    }
+}
+
+/// The vDSO as a file in memory, copied from the agent's own address space: it is the same code
+/// for every 64-bit process of a kernel.
+pub fn vdso() -> Option<File> {
+    let maps = fs::read("/proc/self/maps").ok()?;
+    let map = maps
+        .split(|&byte| byte == b'\n')
+        .filter_map(parse_map)
+        .find(|map| map.path == "[vdso]")?;
+    let mut image = vec![0; (map.end - map.start) as usize];
+    File::open("/proc/self/mem")
+        .ok()?
+        .read_exact_at(&mut image, map.start)
+        .ok()?;
+    // SAFETY: the name is a C string; returns a new descriptor.
+    let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.write_all_at(&image, 0).ok()?;
+    Some(file)
+}
+
+/// The kernel's symbols (`/proc/kallsyms`).
+///
+/// # Errors
+/// When they cannot be opened.
+pub fn kallsyms() -> io::Result<File> {
+    File::open("/proc/kallsyms")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_blanks_and_parentheses_is_read() {
+        let text = b"42 (a) b (c) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 99 1";
+        let stat = parse_stat(text).unwrap();
+        assert_eq!(stat.comm, "a) b (c");
+        assert_eq!((stat.state, stat.parent, stat.start_time), ('S', 7, 12345));
+    }
+
+    #[test]
+    fn only_executable_mappings_are_kept() {
+        let line = b"7f0000001000-7f0000002000 r-xp 00001000 fd:00 1234    /tmp/a b (deleted)";
+        let map = parse_map(line).unwrap();
+        assert_eq!(
+            (map.start, map.end, map.offset),
+            (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000)
+        );
+        assert_eq!(map.path, "/tmp/a b");
+        assert_eq!(
+            map.file,
+            FileId {
+                major: 0xfd,
+                minor: 0,
+                inode: 1234
+            }
+        );
+        assert_eq!(
+            parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "),
+            None
+        );
+    }
+
+    #[test]
+    fn this_process_can_be_looked_at() {
+        let process = Process::open(std::process::id()).unwrap();
+        let maps = process.maps().unwrap();
+        let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
+        assert!(process.open_mapped(map).is_some());
+        assert!(!process.has_ended());
+        assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
+    }
+
+    #[test]
+    fn a_kernel_thread_is_refused() {
+        assert!(matches!(
+            Process::open(2),
+            Err(Error::KernelThread { .. } | Error::NotFound(_))
+        ));
+    }
+}

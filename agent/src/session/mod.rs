@@ -1,0 +1,468 @@
+//! The life of a run: [`Loaded`] -> [`Attached`] -> finished, each consuming the last.
+//!
+//! Owns the programs, their links and the maps. Closing the descriptors is the whole clean-up.
+
+pub mod btf;
+pub mod modules;
+pub mod sideband;
+mod tables;
+pub mod target;
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use agent_ebpf::{Counter, ProcessRecord, record};
+use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
+use aya::programs::{Iter, RawTracePoint};
+use aya::{Ebpf, EbpfLoader};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::preflight::Kernel;
+use crate::process::{self, Process};
+use sideband::Sideband;
+use tables::Tables;
+use target::Targets;
+
+/// The compiled kernel programs.
+static BYTECODE: &[u8] = aya::include_bytes_aligned!("../../bpf/agent.bpf.o");
+
+/// How often the ring buffer is looked at when nobody wakes us.
+const TICK: Duration = Duration::from_millis(100);
+/// Shortest time between two looks: a busy host must not keep us busy.
+const PAUSE: Duration = Duration::from_millis(2);
+/// Longest time that the start of the clock waits for the first unwind tables.
+const TABLES_WAIT: Duration = Duration::from_millis(150);
+
+/// Why a run could not begin or go on. The chain of sources holds what the kernel answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something that this kernel or these privileges do not allow.
+    #[error(transparent)]
+    Preflight(#[from] crate::preflight::Error),
+    /// The bytecode could not be loaded.
+    #[error("the kernel refused agent's BPF maps or types{}", load_hint(.0))]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A program was refused.
+    #[error("cannot load the BPF program {program}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What the kernel answered, with the verifier's log.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A program could not be attached.
+    #[error("cannot attach the BPF program {program} to {hook}")]
+    Attach {
+        /// Its name.
+        program: &'static str,
+        /// The hook.
+        hook: String,
+        /// What the kernel answered.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map is missing or of another type: the bytecode does not fit this program.
+    #[error("the embedded bytecode does not fit this program: map {0}")]
+    Map(&'static str),
+    /// A program is missing: the bytecode does not fit this program.
+    #[error("the embedded bytecode does not fit this program: program {0}")]
+    Missing(&'static str),
+    /// A process could not be taken into scope.
+    #[error(transparent)]
+    Target(#[from] target::Error),
+    /// It is in a PID namespace that the agent's does not contain.
+    #[error("process {0} could not be found by the kernel's task iterator")]
+    NoTgid(u32),
+    /// An operating system call failed.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn load_hint(error: &aya::EbpfError) -> &'static str {
+    match error {
+        aya::EbpfError::MapError(aya::maps::MapError::CreateError { io_error, .. })
+            if io_error.raw_os_error() == Some(libc::EPERM) =>
+        {
+            " (kernels before 5.11 charge BPF maps to RLIMIT_MEMLOCK: try `ulimit -l unlimited`)"
+        }
+        _ => "",
+    }
+}
+
+/// The programs that a command needs, and for which the maps are made large enough.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// Stacks are taken: unwind tables, scratch memory, the set of stacks sent.
+    pub stacks: bool,
+    /// Maps that only other commands use: they are made as small as can be.
+    pub unused_maps: &'static [&'static str],
+}
+
+/// The bytecode is in the kernel; nothing runs yet.
+pub struct Loaded {
+    ebpf: Ebpf,
+    kernel: Kernel,
+}
+
+impl Loaded {
+    /// Loads the maps, sized for what is needed.
+    ///
+    /// # Errors
+    /// When the kernel is too old, lacks BTF, or refuses.
+    pub fn load(kernel: Kernel, needs: &Needs) -> Result<Self, Error> {
+        let globals = kernel.globals()?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        for (name, value) in &globals.words {
+            loader.override_global(*name, value, true);
+        }
+        loader.override_global("HASH_SEED", &globals.hash_seed, true);
+        if !needs.stacks {
+            for map in ["TABLES", "SEEN"] {
+                loader.map_max_entries(map, 2);
+            }
+        }
+        for map in needs.unused_maps {
+            loader.map_max_entries(map, 1);
+        }
+        let ebpf = loader
+            .load(BYTECODE)
+            .map_err(|error| Error::Load(Box::new(error)))?;
+        Ok(Self { ebpf, kernel })
+    }
+
+    /// The maps and programs, for a probe to attach.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// What the kernel offers.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Follows the processes from now on: their life by tracepoints, their mappings by the side
+    /// band. `follow`: what they fork is in scope too.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program or a process.
+    pub fn follow(mut self, targets: Vec<Process>, follow: bool) -> Result<Attached, Error> {
+        for (program, hook) in [
+            ("process_fork", "sched_process_fork"),
+            ("process_exec", "sched_process_exec"),
+            ("process_free", "sched_process_free"),
+        ] {
+            attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
+        }
+        let sideband = Sideband::open(&self.kernel.cpus).map_err(|source| Error::Io {
+            what: "cannot open the perf side band",
+            source,
+        })?;
+        let tgids = self.initial_ids(&targets)?;
+        let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
+        let scope: BpfMap<MapData, u32, [u32; 2]> = take(&mut self.ebpf, "TARGETS")?;
+        let mut attached = Attached {
+            events: take(&mut self.ebpf, "EVENTS")?,
+            counters: take(&mut self.ebpf, "COUNTERS")?,
+            watch: Watch::new()?,
+            targets: Targets::new(scope, Tables::new(tables), follow),
+            sideband,
+            ebpf: self.ebpf,
+            kernel: self.kernel,
+            bytes: 0,
+        };
+        for fd in attached.sideband.fds() {
+            attached.watch.add(fd)?;
+        }
+        attached.watch.add(attached.events.as_raw_fd())?;
+        for (process, tgid) in targets.into_iter().zip(tgids) {
+            attached.watch.add(process.pidfd().as_raw_fd())?;
+            attached.targets.add(process, tgid)?;
+        }
+        Ok(attached)
+    }
+
+    /// The thread-group ids of the targets in the initial PID namespace.
+    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<u32>, Error> {
+        if self.kernel.ns_level == 0 {
+            return Ok(targets.iter().map(Process::pid).collect());
+        }
+        let mut wanted: BpfMap<MapData, u32, u32> = take(&mut self.ebpf, "WANTED")?;
+        for process in targets {
+            wanted
+                .insert(process.pid(), 0, 0)
+                .map_err(|_| Error::Map("WANTED"))?;
+        }
+        run_task_iterator(&mut self.ebpf)?;
+        targets
+            .iter()
+            .map(|process| {
+                let tgid = wanted.get(&process.pid(), 0).unwrap_or(0);
+                if tgid == 0 {
+                    Err(Error::NoTgid(process.pid()))
+                } else {
+                    Ok(tgid)
+                }
+            })
+            .collect()
+    }
+}
+
+/// Loads and attaches a raw tracepoint program.
+pub fn attach_raw_tracepoint(
+    ebpf: &mut Ebpf,
+    program: &'static str,
+    hook: &str,
+) -> Result<(), Error> {
+    let raw: &mut RawTracePoint = program_mut(ebpf, program)?;
+    raw.load().map_err(|source| Error::Program {
+        program,
+        source: Box::new(source),
+    })?;
+    raw.attach(hook).map(drop).map_err(|source| Error::Attach {
+        program,
+        hook: format!("the tracepoint {hook}"),
+        source: Box::new(source),
+    })
+}
+
+/// A program of the bytecode by its name and kind.
+pub fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::Missing(name))
+}
+
+/// A map of the bytecode by its name and kind.
+pub fn take<M: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+    ebpf.take_map(name)
+        .and_then(|map| M::try_from(map).ok())
+        .ok_or(Error::Map(name))
+}
+
+fn run_task_iterator(ebpf: &mut Ebpf) -> Result<(), Error> {
+    let program = "iter_task";
+    let refused = |source| Error::Program {
+        program,
+        source: Box::new(source),
+    };
+    let btf = aya::Btf::from_sys_fs().map_err(|error| refused(error.into()))?;
+    let iterator: &mut Iter = program_mut(ebpf, program)?;
+    iterator.load("task", &btf).map_err(refused)?;
+    let link = iterator
+        .attach()
+        .and_then(|link| iterator.take_link(link))
+        .map_err(refused)?;
+    let read = |source| Error::Io {
+        what: "cannot run the task iterator",
+        source,
+    };
+    let mut file = link
+        .into_file()
+        .map_err(|error| read(io::Error::other(error)))?;
+    io::copy(&mut file, &mut io::sink()).map(drop).map_err(read)
+}
+
+/// Descriptors that wake the run: one epoll instance for them all.
+struct Watch {
+    epoll: AsyncFd<OwnedFd>,
+}
+
+impl Watch {
+    fn new() -> Result<Self, Error> {
+        let failed = |source| Error::Io {
+            what: "cannot make an epoll instance",
+            source,
+        };
+        // SAFETY: takes a flag, returns a new descriptor.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: the kernel has just given this descriptor to us alone.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: the descriptor belongs to the `AsyncFd` from now on and stays open with it.
+        let epoll = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self {
+            epoll: epoll.map_err(|error| failed(error.into()))?,
+        })
+    }
+
+    /// Edge-triggered: what is not taken in now is taken in at the next tick.
+    fn add(&self, fd: RawFd) -> Result<(), Error> {
+        let mut event = libc::epoll_event {
+            events: (libc::EPOLLIN | libc::EPOLLET) as u32,
+            u64: 0,
+        };
+        // SAFETY: both descriptors are open, the event is initialised.
+        let done = unsafe {
+            libc::epoll_ctl(
+                self.epoll.as_raw_fd(),
+                libc::EPOLL_CTL_ADD,
+                fd,
+                &raw mut event,
+            )
+        };
+        if done < 0 {
+            let source = io::Error::last_os_error();
+            return Err(Error::Io {
+                what: "cannot watch a descriptor",
+                source,
+            });
+        }
+        Ok(())
+    }
+
+    /// Returns once one of them has news.
+    async fn ready(&self) {
+        if let Ok(mut guard) = self.epoll.readable().await {
+            let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
+            // SAFETY: the array is as long as said; no waiting.
+            while unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 16, 0) }
+                > 0
+            {}
+            guard.clear_ready();
+        }
+    }
+}
+
+/// The processes are followed, and what probes are attached are running.
+pub struct Attached {
+    ebpf: Ebpf,
+    kernel: Kernel,
+    events: RingBuf<MapData>,
+    counters: PerCpuArray<MapData, [u64; Counter::ALL.len()]>,
+    sideband: Sideband,
+    targets: Targets,
+    watch: Watch,
+    bytes: u64,
+}
+
+impl Attached {
+    /// The maps and programs, for a probe to attach.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// What the kernel offers.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The processes and modules.
+    pub fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    /// Waits until the unwind tables of what is mapped now are in place, for a moment at most.
+    pub async fn tables_ready(&mut self) {
+        let deadline = Instant::now() + TABLES_WAIT;
+        while self.targets.pending() > 0 {
+            match tokio::time::timeout_at(deadline.into(), self.targets.next_built()).await {
+                Ok(built) => self.targets.install(built),
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Waits for news, for a short while at most, and takes them in. Records that are not about
+    /// the life of processes go to `sink`, with the targets as they were then.
+    pub async fn pump(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
+        let mut built = None;
+        tokio::select! {
+            () = self.watch.ready() => {}
+            table = self.targets.next_built() => built = table,
+            () = tokio::time::sleep(TICK) => {}
+        }
+        self.targets.install(built);
+        self.drain(sink);
+        tokio::time::sleep(PAUSE).await;
+    }
+
+    /// Takes in what has come.
+    pub fn drain(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
+        while let Some(item) = self.events.next() {
+            self.bytes += item.len() as u64 + RING_HEADER;
+            match process_record(&item) {
+                Some(event) => {
+                    self.targets.on_process(&event);
+                    if event.kind == record::FORK
+                        && let Some(fd) = self.targets.pidfd(event.tgid)
+                    {
+                        // A child that ends wakes us; without it the next tick does.
+                        let _ = self.watch.add(fd);
+                    }
+                }
+                None => sink(&item, &self.targets),
+            }
+        }
+        let targets = &mut self.targets;
+        self.sideband.drain(|event| targets.on_event(event));
+    }
+
+    /// Bytes that came through the ring buffer, with its headers.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Sums of the kernel's counters over all CPUs.
+    pub fn counters(&self) -> Counters {
+        let mut sums = [0; Counter::ALL.len()];
+        if let Ok(values) = self.counters.get(&0, 0) {
+            for cpu in values.iter() {
+                for (sum, value) in sums.iter_mut().zip(cpu) {
+                    *sum += value;
+                }
+            }
+        }
+        Counters(sums)
+    }
+
+    /// Times the kernel skipped one of our programs because it would have nested
+    /// (`bpf_prog_info.recursion_misses`, 5.12).
+    pub fn recursion_misses(&self) -> u64 {
+        process::bpf_recursion_misses()
+    }
+
+    /// Bytes of all BPF maps, as far as they are known: the tables and the fixed maps.
+    pub fn map_bytes(&self) -> u64 {
+        self.targets.table_bytes() + process::bpf_map_bytes()
+    }
+}
+
+/// Bytes that the ring buffer puts before each record (`BPF_RINGBUF_HDR_SZ`).
+const RING_HEADER: u64 = 8;
+
+fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
+    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let kind = word(0)?;
+    if !matches!(kind, record::FORK | record::EXEC | record::EXIT) {
+        return None;
+    }
+    Some(ProcessRecord {
+        kind,
+        tgid: word(4)?,
+        parent: word(8)?,
+        visible: word(12)?,
+    })
+}
+
+/// The kernel's counters at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters([u64; Counter::ALL.len()]);
+
+impl Counters {
+    /// The value of one.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0.get(counter as usize).copied().unwrap_or(0)
+    }
+}

@@ -1,0 +1,254 @@
+//! The files mapped by the processes in scope: each once, held open, with its unwind table.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::sync::{Arc, Mutex, mpsc};
+
+use agent_ebpf::unwind::{Block, Module as Layout};
+use tokio::sync::mpsc as results;
+
+use crate::elf::{self, Segment};
+use crate::process::{self, FileId, Map, Process};
+use crate::symbolize::debug_files::DebugRoots;
+use crate::unwind::{self, Table};
+
+/// How the kernel calls the mapping of its code for user space.
+const VDSO: &str = "[vdso]";
+/// Threads that build tables.
+const BUILDERS: usize = 2;
+
+/// A module: an ELF file, the vDSO, or a file that could not be opened.
+#[derive(Debug)]
+pub struct Module {
+    /// Its slot in the `TABLES` map, which names it in frames.
+    pub slot: u16,
+    /// Its file's name, to show.
+    pub name: String,
+    /// Its path as the process sees it.
+    pub path: OsString,
+    /// The file, if it could be opened.
+    pub file: Option<Arc<File>>,
+    /// Root directories under which its separate debug files are.
+    pub roots: Arc<DebugRoots>,
+    segments: Vec<Segment>,
+    layout: Layout,
+    ready: bool,
+}
+
+/// A table that a builder thread has finished.
+pub struct Built {
+    slot: u16,
+    table: Result<Table, unwind::Error>,
+}
+
+struct Job {
+    slot: u16,
+    file: Arc<File>,
+}
+
+/// All modules of a run.
+pub struct Modules {
+    by_file: HashMap<(FileId, OsString), usize>,
+    list: Vec<Module>,
+    jobs: mpsc::Sender<Job>,
+    built: results::UnboundedReceiver<Built>,
+    pending: usize,
+    /// Modules without a table, by reason.
+    pub failed: HashMap<String, u64>,
+    /// Bytes of `.eh_frame` turned into tables.
+    pub eh_frame_bytes: u64,
+}
+
+impl Modules {
+    /// Starts the builder threads.
+    pub fn new() -> Self {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (done, built) = results::unbounded_channel();
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..BUILDERS {
+            let (queue, done) = (Arc::clone(&queue), done.clone());
+            std::thread::spawn(move || build_all(&queue, &done));
+        }
+        Self {
+            by_file: HashMap::new(),
+            list: Vec::new(),
+            jobs,
+            built,
+            pending: 0,
+            failed: HashMap::new(),
+            eh_frame_bytes: 0,
+        }
+    }
+
+    /// The module of a mapping, registered with the slot that `reserve` gives if it is new.
+    /// `None` for memory without a file.
+    pub fn of<E>(
+        &mut self,
+        process: &Process,
+        roots: &Arc<DebugRoots>,
+        map: &Map,
+        reserve: impl FnOnce() -> Result<u16, E>,
+    ) -> Result<Option<usize>, E> {
+        if map.file.inode == 0 && map.path != VDSO {
+            return Ok(None);
+        }
+        let key = (map.file, map.path.clone());
+        if let Some(&index) = self.by_file.get(&key) {
+            return Ok(Some(index));
+        }
+        let slot = reserve()?;
+        let module = open(slot, process, roots, map);
+        self.list.push(module);
+        let index = self.list.len() - 1;
+        self.by_file.insert(key, index);
+        self.start(index);
+        Ok(Some(index))
+    }
+
+    fn start(&mut self, index: usize) {
+        let Some(module) = self.list.get(index) else {
+            return;
+        };
+        let Some(file) = module.file.clone() else {
+            return self.give_up(index, "the file could not be opened");
+        };
+        if self
+            .jobs
+            .send(Job {
+                slot: module.slot,
+                file,
+            })
+            .is_ok()
+        {
+            self.pending += 1;
+        }
+    }
+
+    /// Marks a module as one without rules: its frames are followed by the frame pointer.
+    fn give_up(&mut self, index: usize, reason: &str) {
+        if let Some(module) = self.list.get_mut(index) {
+            module.layout = no_rules(module.slot);
+            module.ready = true;
+        }
+        *self.failed.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// Tables still being built.
+    pub fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Waits for the next finished table.
+    pub async fn next_built(&mut self) -> Option<Built> {
+        self.built.recv().await
+    }
+
+    /// A finished table, if there is one.
+    pub fn try_built(&mut self) -> Option<Built> {
+        self.built.try_recv().ok()
+    }
+
+    /// Takes a finished table in; gives back its slot and blocks for the kernel.
+    pub fn finish(&mut self, built: Built) -> Option<(u16, Vec<Block>)> {
+        self.pending = self.pending.saturating_sub(1);
+        let index = self
+            .list
+            .iter()
+            .position(|module| module.slot == built.slot)?;
+        match built.table {
+            Ok(table) => {
+                self.eh_frame_bytes += table.report.eh_frame_bytes;
+                let module = self.list.get_mut(index)?;
+                module.layout = Layout {
+                    table: u32::from(module.slot),
+                    ..table.module
+                };
+                module.ready = true;
+                Some((built.slot, table.blocks))
+            }
+            Err(error) => {
+                self.give_up(index, &error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Forgets a table that the kernel did not take.
+    pub fn refused(&mut self, slot: u16, reason: &str) {
+        if let Some(index) = self.list.iter().position(|module| module.slot == slot) {
+            self.give_up(index, reason);
+        }
+    }
+
+    /// Where the table of a module lies, and the load bias of a mapping of it.
+    pub fn placement(&self, index: usize, map: &Map) -> Option<(Layout, u64)> {
+        let module = self.list.get(index)?;
+        let bias = match elf::bias(map.start, map.offset, &module.segments) {
+            Some(bias) => bias,
+            // Not an ELF file: its addresses are offsets in the file.
+            None => map.start.wrapping_sub(map.offset),
+        };
+        let pending = Layout {
+            table: u32::from(module.slot),
+            ..Layout::default()
+        };
+        Some((if module.ready { module.layout } else { pending }, bias))
+    }
+
+    /// All of them.
+    pub fn list(&self) -> &[Module] {
+        &self.list
+    }
+}
+
+impl Default for Modules {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A layout whose look-ups find no row.
+fn no_rules(slot: u16) -> Layout {
+    Layout {
+        base: u64::MAX,
+        buckets: 1,
+        rows: 0,
+        extended: 0,
+        table: u32::from(slot),
+    }
+}
+
+fn open(slot: u16, process: &Process, roots: &Arc<DebugRoots>, map: &Map) -> Module {
+    let file = if map.path == VDSO {
+        process::vdso()
+    } else {
+        process.open_mapped(map)
+    };
+    let segments = file.as_ref().and_then(|file| elf::segments(file).ok());
+    Module {
+        slot,
+        name: map.name(),
+        path: map.path.clone(),
+        file: file.map(Arc::new),
+        roots: Arc::clone(roots),
+        segments: segments.unwrap_or_default(),
+        layout: Layout::default(),
+        ready: false,
+    }
+}
+
+/// The body of a builder thread: ends when the queue does.
+fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender<Built>) {
+    loop {
+        let job = match queue.lock() {
+            Ok(queue) => queue.recv(),
+            Err(_) => return,
+        };
+        let Ok(Job { slot, file }) = job else { return };
+        let table = unwind::build(&*file);
+        if done.send(Built { slot, table }).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The perf side band: which processes map, fork, exit and name themselves, as the kernel tells it
+//! (`perf_event_open(2)`, records MMAP2, COMM, FORK, EXIT). Needs no kprobes and no tracefs.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{Ordering, fence};
+
+use perf_event_open_sys::bindings::{
+    PERF_COUNT_SW_DUMMY, PERF_FLAG_FD_CLOEXEC, PERF_RECORD_COMM, PERF_RECORD_EXIT,
+    PERF_RECORD_FORK, PERF_RECORD_LOST, PERF_RECORD_MMAP2, PERF_TYPE_SOFTWARE, perf_event_attr,
+    perf_event_mmap_page,
+};
+
+use crate::process::{FileId, Map};
+
+/// Bytes of each CPU's ring, without its first page.
+const RING_BYTES: usize = 64 << 10;
+const PAGE: usize = 4096;
+/// `PROT_EXEC` (asm-generic/mman-common.h).
+const PROT_EXEC: u32 = 4;
+
+/// What the kernel told. Process and thread ids are those of the agent's PID namespace.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Executable memory was mapped.
+    Map {
+        /// The process.
+        pid: u32,
+        /// The mapping.
+        map: Map,
+    },
+    /// A thread took a name, by itself or by an exec.
+    Name {
+        /// The process.
+        pid: u32,
+        /// The thread.
+        tid: u32,
+        /// The name.
+        name: String,
+    },
+    /// A thread or process was made.
+    Fork {
+        /// The process.
+        pid: u32,
+        /// The thread.
+        tid: u32,
+        /// The thread that made it.
+        parent_tid: u32,
+    },
+    /// Events were lost: look at the processes anew.
+    Lost(u64),
+}
+
+/// One CPU's event and its ring.
+struct Ring {
+    fd: OwnedFd,
+    base: *mut u8,
+}
+
+// SAFETY: the mapping belongs to this value alone; only `&mut self` methods touch it.
+unsafe impl Send for Ring {}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `open` mapped.
+        unsafe { libc::munmap(self.base.cast(), PAGE + RING_BYTES) };
+    }
+}
+
+/// The side band of all CPUs.
+pub struct Sideband {
+    rings: Vec<Ring>,
+}
+
+impl Sideband {
+    /// Opens it on the given CPUs.
+    ///
+    /// # Errors
+    /// What `perf_event_open` or `mmap` answers.
+    pub fn open(cpus: &[u32]) -> io::Result<Self> {
+        let rings = cpus
+            .iter()
+            .map(|&cpu| Ring::open(cpu))
+            .collect::<io::Result<_>>()?;
+        Ok(Self { rings })
+    }
+
+    /// Descriptors that become readable when there are events.
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.rings.iter().map(|ring| ring.fd.as_raw_fd())
+    }
+
+    /// Takes all events there are.
+    pub fn drain(&mut self, mut sink: impl FnMut(Event)) {
+        for ring in &mut self.rings {
+            ring.drain(&mut sink);
+        }
+    }
+}
+
+impl Ring {
+    fn open(cpu: u32) -> io::Result<Self> {
+        let mut attr = perf_event_attr {
+            type_: PERF_TYPE_SOFTWARE,
+            size: size_of::<perf_event_attr>() as u32,
+            config: PERF_COUNT_SW_DUMMY as u64,
+            ..perf_event_attr::default()
+        };
+        attr.__bindgen_anon_2.wakeup_events = 1;
+        attr.set_mmap(1);
+        attr.set_mmap2(1);
+        attr.set_comm(1);
+        attr.set_comm_exec(1);
+        attr.set_task(1);
+        attr.set_watermark(1);
+        attr.__bindgen_anon_2.wakeup_watermark = 1;
+        // SAFETY: the attribute is a whole, initialised structure.
+        let fd = unsafe {
+            perf_event_open_sys::perf_event_open(
+                &raw mut attr,
+                -1,
+                cpu as i32,
+                -1,
+                u64::from(PERF_FLAG_FD_CLOEXEC),
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given this descriptor to us alone.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: a fresh shared mapping of the descriptor's ring, of a size the kernel accepts.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE + RING_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            fd,
+            base: base.cast(),
+        })
+    }
+
+    fn drain(&mut self, sink: &mut impl FnMut(Event)) {
+        let page = self.base.cast::<perf_event_mmap_page>();
+        // SAFETY: the first page of the ring is this structure; the kernel writes the head.
+        let (head, mut tail) = unsafe {
+            (
+                (&raw const (*page).data_head).read_volatile(),
+                (*page).data_tail,
+            )
+        };
+        fence(Ordering::Acquire);
+        let mut record = Vec::new();
+        while tail < head {
+            let size = self.copy(tail, 8, &mut record);
+            let size = size.filter(|&size| size >= 8 && size as u64 <= head - tail);
+            let Some(size) = size else { break };
+            self.copy(tail, size, &mut record);
+            tail += size as u64;
+            if let Some(event) = decode(&record) {
+                sink(event);
+            }
+        }
+        fence(Ordering::Release);
+        // SAFETY: the tail is ours to write.
+        unsafe { (&raw mut (*page).data_tail).write_volatile(head) };
+    }
+
+    /// Copies bytes out of the ring and returns the size that the record's header gives.
+    fn copy(&self, at: u64, size: usize, record: &mut Vec<u8>) -> Option<usize> {
+        record.clear();
+        let start = at as usize & (RING_BYTES - 1);
+        let first = size.min(RING_BYTES - start);
+        // SAFETY: both parts lie in the data area of the ring, which the kernel has finished writing.
+        unsafe {
+            let data = self.base.add(PAGE);
+            record.extend_from_slice(std::slice::from_raw_parts(data.add(start), first));
+            record.extend_from_slice(std::slice::from_raw_parts(data, size - first));
+        }
+        Some(usize::from(u16::from_le_bytes(
+            record.get(6..8)?.try_into().ok()?,
+        )))
+    }
+}
+
+fn u32_at(record: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(record.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(record: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(record.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// The zero-terminated bytes from `at` on.
+fn text_at(record: &[u8], at: usize) -> Option<&[u8]> {
+    record.get(at..)?.split(|&byte| byte == 0).next()
+}
+
+fn decode(record: &[u8]) -> Option<Event> {
+    match u32_at(record, 0)? {
+        PERF_RECORD_MMAP2 => mapping(record),
+        PERF_RECORD_COMM => Some(Event::Name {
+            pid: u32_at(record, 8)?,
+            tid: u32_at(record, 12)?,
+            name: String::from_utf8_lossy(text_at(record, 16)?).into_owned(),
+        }),
+        PERF_RECORD_FORK => Some(Event::Fork {
+            pid: u32_at(record, 8)?,
+            tid: u32_at(record, 16)?,
+            parent_tid: u32_at(record, 20)?,
+        }),
+        PERF_RECORD_LOST => Some(Event::Lost(u64_at(record, 16)?)),
+        PERF_RECORD_EXIT => None,
+        _ => None,
+    }
+}
+
+/// `header, pid, tid, addr, len, pgoff, maj, min, ino, ino_generation, prot, flags, filename`.
+fn mapping(record: &[u8]) -> Option<Event> {
+    if u32_at(record, 64)? & PROT_EXEC == 0 {
+        return None;
+    }
+    let start = u64_at(record, 16)?;
+    let path = text_at(record, 72)?;
+    // The kernel's name for memory without a file.
+    let path = if path == b"//anon" { b"" } else { path };
+    Some(Event::Map {
+        pid: u32_at(record, 8)?,
+        map: Map {
+            start,
+            end: start.checked_add(u64_at(record, 24)?)?,
+            offset: u64_at(record, 32)?,
+            file: FileId {
+                major: u32_at(record, 40)?,
+                minor: u32_at(record, 44)?,
+                inode: u64_at(record, 48)?,
+            },
+            path: std::os::unix::ffi::OsStringExt::from_vec(path.to_vec()),
+        },
+    })
+}

@@ -1,0 +1,467 @@
+//! Which processes are in scope, and what each has mapped: follows fork, exec, mmap and exit.
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use agent_ebpf::unwind::{Mapping, Module as Layout, mappings};
+use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
+use aya::maps::{HashMap as BpfMap, MapData};
+
+use super::modules::{Built, Module, Modules};
+use super::sideband::Event;
+use super::tables::{self, Tables, mapping_blocks};
+use crate::process::{Map, Process};
+use crate::symbolize::debug_files::DebugRoots;
+
+/// One process in scope, or one that was.
+#[derive(Debug)]
+pub struct Tracked {
+    /// Its id as the agent sees it.
+    pub pid: u32,
+    /// Its thread-group id in the initial PID namespace.
+    pub tgid: u32,
+    /// Its main thread's name.
+    pub comm: String,
+    /// Its program.
+    pub exe: Option<String>,
+    /// Held while it lives and could be opened.
+    pub process: Option<Process>,
+    /// Names of its threads.
+    pub threads: HashMap<u32, String>,
+    /// Whether it has ended.
+    pub ended: bool,
+    roots: Arc<DebugRoots>,
+    slot: u16,
+    maps: Vec<(Map, Option<usize>)>,
+}
+
+/// What went wrong without ending the run, by cause.
+pub type Notes = HashMap<String, u64>;
+
+/// Why a process could not be taken into scope.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be looked at.
+    #[error(transparent)]
+    Process(#[from] crate::process::Error),
+    /// Its table could not be handed over.
+    #[error(transparent)]
+    Tables(#[from] tables::Error),
+    /// The kernel refused the entry.
+    #[error("cannot put process {pid} in scope")]
+    Scope {
+        /// The process.
+        pid: u32,
+        /// What the kernel answered.
+        source: aya::maps::MapError,
+    },
+}
+
+/// The processes in scope and their modules.
+pub struct Targets {
+    scope: BpfMap<MapData, u32, [u32; 2]>,
+    tables: Tables,
+    modules: Modules,
+    list: Vec<Tracked>,
+    by_tgid: HashMap<u32, usize>,
+    by_pid: HashMap<u32, usize>,
+    follow: bool,
+    notes: Notes,
+}
+
+impl Targets {
+    /// No process yet.
+    pub fn new(scope: BpfMap<MapData, u32, [u32; 2]>, tables: Tables, follow: bool) -> Self {
+        Self {
+            scope,
+            tables,
+            modules: Modules::new(),
+            list: Vec::new(),
+            by_tgid: HashMap::new(),
+            by_pid: HashMap::new(),
+            follow,
+            notes: Notes::new(),
+        }
+    }
+
+    /// Takes a process into scope: from now on its samples are kept.
+    ///
+    /// # Errors
+    /// When its mappings cannot be read or the kernel refuses the entry.
+    pub fn add(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
+        let maps = process.maps()?;
+        let slot = self.tables.reserve()?;
+        let index = self.track(process.pid(), tgid, Some(process), slot);
+        self.read_names(index);
+        self.set_maps(index, maps)?;
+        self.enter_scope(index)
+    }
+
+    fn track(&mut self, pid: u32, tgid: u32, process: Option<Process>, slot: u16) -> usize {
+        let stat = process.as_ref().and_then(|process| process.stat().ok());
+        let root = process.as_ref().map(Process::root);
+        // The target's own debug files first, then the host's or the agent's container's.
+        let roots = DebugRoots::open(root.as_deref().into_iter().chain([Path::new("/")]));
+        self.list.push(Tracked {
+            pid,
+            tgid,
+            comm: stat.map_or_else(|| "?".to_owned(), |stat| stat.comm),
+            exe: process
+                .as_ref()
+                .and_then(Process::exe)
+                .map(|path| path.to_string_lossy().into_owned()),
+            process,
+            threads: HashMap::new(),
+            ended: false,
+            roots: Arc::new(roots),
+            slot,
+            maps: Vec::new(),
+        });
+        let index = self.list.len() - 1;
+        self.by_tgid.insert(tgid, index);
+        self.by_pid.insert(pid, index);
+        index
+    }
+
+    fn read_names(&mut self, index: usize) {
+        if let Some(tracked) = self.list.get_mut(index)
+            && let Some(process) = &tracked.process
+        {
+            tracked.threads.extend(process.threads());
+        }
+    }
+
+    fn enter_scope(&mut self, index: usize) -> Result<(), Error> {
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(());
+        };
+        let target = Target {
+            table: u32::from(tracked.slot),
+            flags: if self.follow {
+                TARGET_FOLLOW_CHILDREN
+            } else {
+                0
+            },
+        };
+        self.scope
+            .insert(tracked.tgid, target.words(), 0)
+            .map_err(|source| Error::Scope {
+                pid: tracked.pid,
+                source,
+            })
+    }
+
+    /// Replaces what a process has mapped.
+    fn set_maps(&mut self, index: usize, maps: Vec<Map>) -> Result<(), Error> {
+        let mut with_modules = Vec::with_capacity(maps.len());
+        for map in maps {
+            let module = self.module_of(index, &map)?;
+            with_modules.push((map, module));
+        }
+        if let Some(tracked) = self.list.get_mut(index) {
+            tracked.maps = with_modules;
+        }
+        self.write_maps(index)
+    }
+
+    fn module_of(&mut self, index: usize, map: &Map) -> Result<Option<usize>, Error> {
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(None);
+        };
+        let Some(process) = &tracked.process else {
+            return Ok(None);
+        };
+        let tables = &mut self.tables;
+        Ok(self
+            .modules
+            .of(process, &tracked.roots, map, || tables.reserve())?)
+    }
+
+    /// Hands a process's mapping table to the kernel.
+    fn write_maps(&mut self, index: usize) -> Result<(), Error> {
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(());
+        };
+        let mut entries: Vec<Mapping> = Vec::with_capacity(tracked.maps.len());
+        for (map, module) in &tracked.maps {
+            let (module, bias) = module
+                .and_then(|module| self.modules.placement(module, map))
+                .unwrap_or((Layout::default(), 0));
+            match entries.last_mut() {
+                // JIT code comes in many pieces that lie side by side.
+                Some(last)
+                    if module.table == 0 && last.module.table == 0 && last.end == map.start =>
+                {
+                    last.end = map.end;
+                }
+                _ => entries.push(Mapping {
+                    start: map.start,
+                    end: map.end,
+                    bias,
+                    module,
+                    ..Mapping::default()
+                }),
+            }
+        }
+        if entries.len() > mappings::MAX {
+            let dropped = entries.len() - mappings::MAX;
+            entries.truncate(mappings::MAX);
+            *self
+                .notes
+                .entry("executable mappings beyond the table's limit".to_owned())
+                .or_default() += dropped as u64;
+        }
+        Ok(self.tables.put(tracked.slot, &mapping_blocks(&entries))?)
+    }
+
+    /// Takes in what a kernel program told of a process's life.
+    pub fn on_process(&mut self, event: &ProcessRecord) {
+        let done = match event.kind {
+            record::FORK => self.on_fork(event),
+            record::EXEC => self.on_exec(event.tgid),
+            _ => {
+                self.on_exit(event.tgid);
+                Ok(())
+            }
+        };
+        self.note_failure(done);
+    }
+
+    fn note_failure(&mut self, done: Result<(), Error>) {
+        if let Err(error) = done {
+            *self.notes.entry(error.to_string()).or_default() += 1;
+        }
+    }
+
+    /// The child shares its parent's mapping table, as a copy of its address space, until it maps
+    /// or executes something itself.
+    fn on_fork(&mut self, event: &ProcessRecord) -> Result<(), Error> {
+        let Some(&parent) = self.by_tgid.get(&event.parent) else {
+            return Ok(());
+        };
+        if self
+            .by_tgid
+            .get(&event.tgid)
+            .is_some_and(|&index| !self.list[index].ended)
+        {
+            return Ok(());
+        }
+        let process = Process::open(event.visible).ok();
+        let slot = self.tables.reserve()?;
+        let index = self.track(event.visible, event.tgid, process, slot);
+        let (maps, comm, exe) = {
+            let parent = &self.list[parent];
+            (parent.maps.clone(), parent.comm.clone(), parent.exe.clone())
+        };
+        let child = &mut self.list[index];
+        child.maps = maps;
+        child.comm = comm;
+        child.exe = child.exe.take().or(exe);
+        self.write_maps(index)?;
+        self.point_to_table(index)
+    }
+
+    /// Points a live scope entry at the process's own table; one that ended is not put back.
+    fn point_to_table(&mut self, index: usize) -> Result<(), Error> {
+        const BPF_EXIST: u64 = 2;
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(());
+        };
+        let target = Target {
+            table: u32::from(tracked.slot),
+            flags: if self.follow {
+                TARGET_FOLLOW_CHILDREN
+            } else {
+                0
+            },
+        };
+        // Gone from the scope: it has ended meanwhile.
+        let _ = self.scope.insert(tracked.tgid, target.words(), BPF_EXIST);
+        Ok(())
+    }
+
+    fn on_exec(&mut self, tgid: u32) -> Result<(), Error> {
+        let Some(&index) = self.by_tgid.get(&tgid) else {
+            return Ok(());
+        };
+        let tracked = &mut self.list[index];
+        let Some(process) = &tracked.process else {
+            return Ok(());
+        };
+        tracked.exe = process
+            .exe()
+            .map(|path| path.to_string_lossy().into_owned());
+        if let Ok(stat) = process.stat() {
+            tracked.comm = stat.comm;
+        }
+        let maps = process.maps()?;
+        // A slot of its own again: walks under way keep the old program's table.
+        tracked.slot = self.tables.reserve()?;
+        self.read_names(index);
+        self.set_maps(index, maps)?;
+        self.point_to_table(index)
+    }
+
+    fn on_exit(&mut self, tgid: u32) {
+        if let Some(index) = self.by_tgid.remove(&tgid) {
+            let tracked = &mut self.list[index];
+            tracked.ended = true;
+            if self.by_pid.get(&tracked.pid) == Some(&index) {
+                self.by_pid.remove(&tracked.pid);
+            }
+        }
+    }
+
+    /// Takes in what the side band told.
+    pub fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Map { pid, map } => {
+                if let Some(&index) = self.by_pid.get(&pid) {
+                    let done = self.add_map(index, map);
+                    self.note_failure(done);
+                }
+            }
+            Event::Name { pid, tid, name } => self.on_name(pid, tid, name),
+            Event::Fork {
+                pid,
+                tid,
+                parent_tid,
+            } => {
+                if let Some(&index) = self.by_pid.get(&pid) {
+                    let threads = &mut self.list[index].threads;
+                    if let Some(name) = threads.get(&parent_tid).cloned() {
+                        threads.insert(tid, name);
+                    }
+                }
+            }
+            Event::Lost(count) => {
+                *self
+                    .notes
+                    .entry("side-band events lost (mappings were read anew)".to_owned())
+                    .or_default() += count;
+                self.read_all_again();
+            }
+        }
+    }
+
+    fn on_name(&mut self, pid: u32, tid: u32, name: String) {
+        if let Some(&index) = self.by_pid.get(&pid) {
+            let tracked = &mut self.list[index];
+            if pid == tid {
+                tracked.comm.clone_from(&name);
+            }
+            tracked.threads.insert(tid, name);
+        }
+    }
+
+    fn read_all_again(&mut self) {
+        for index in 0..self.list.len() {
+            let Some(process) = self.list[index]
+                .process
+                .as_ref()
+                .filter(|process| !process.has_ended())
+            else {
+                continue;
+            };
+            if let Ok(maps) = process.maps() {
+                self.read_names(index);
+                let done = self.set_maps(index, maps);
+                self.note_failure(done);
+            }
+        }
+    }
+
+    /// Adds a mapping; what it overlaps is gone, as in the process itself.
+    fn add_map(&mut self, index: usize, map: Map) -> Result<(), Error> {
+        let module = self.module_of(index, &map)?;
+        let Some(tracked) = self.list.get_mut(index) else {
+            return Ok(());
+        };
+        tracked
+            .maps
+            .retain(|(old, _)| old.end <= map.start || old.start >= map.end);
+        let at = tracked
+            .maps
+            .partition_point(|(old, _)| old.start < map.start);
+        tracked.maps.insert(at, (map, module));
+        self.write_maps(index)
+    }
+
+    /// Waits for the next table that a builder thread has finished.
+    pub async fn next_built(&mut self) -> Option<Built> {
+        self.modules.next_built().await
+    }
+
+    /// Takes in all finished tables, `first` among them, and shows them to the processes.
+    pub fn install(&mut self, first: Option<Built>) {
+        let mut next = first.or_else(|| self.modules.try_built());
+        if next.is_none() {
+            return;
+        }
+        while let Some(built) = next {
+            if let Some((slot, blocks)) = self.modules.finish(built)
+                && let Err(error) = self.tables.put(slot, &blocks)
+            {
+                self.modules.refused(slot, &error.to_string());
+            }
+            next = self.modules.try_built();
+        }
+        for index in 0..self.list.len() {
+            if !self.list[index].ended {
+                let done = self.write_maps(index);
+                self.note_failure(done);
+            }
+        }
+    }
+
+    /// Tables still being built.
+    pub fn pending(&self) -> usize {
+        self.modules.pending()
+    }
+
+    /// The process with this thread-group id, as its place in [`Targets::list`].
+    pub fn find(&self, tgid: u32) -> Option<usize> {
+        self.by_tgid.get(&tgid).copied()
+    }
+
+    /// Descriptor that becomes readable when this process ends.
+    pub fn pidfd(&self, tgid: u32) -> Option<RawFd> {
+        let process = self.list.get(self.find(tgid)?)?.process.as_ref()?;
+        Some(process.pidfd().as_raw_fd())
+    }
+
+    /// All processes that are or were in scope.
+    pub fn list(&self) -> &[Tracked] {
+        &self.list
+    }
+
+    /// All modules seen.
+    pub fn modules(&self) -> &[Module] {
+        self.modules.list()
+    }
+
+    /// Whether every process has ended.
+    pub fn all_ended(&self) -> bool {
+        self.list
+            .iter()
+            .all(|tracked| tracked.ended || tracked.process.as_ref().is_none_or(Process::has_ended))
+    }
+
+    /// Bytes of tables in the kernel.
+    pub fn table_bytes(&self) -> u64 {
+        self.tables.bytes()
+    }
+
+    /// What went wrong without ending the run.
+    pub fn notes(&self) -> Notes {
+        let mut notes = self.notes.clone();
+        for (reason, count) in &self.modules.failed {
+            *notes
+                .entry(format!("modules without an unwind table: {reason}"))
+                .or_default() += count;
+        }
+        notes
+    }
+}

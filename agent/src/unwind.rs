@@ -1,0 +1,297 @@
+//! Unwind tables: ELF file in, blocks of [`agent_ebpf::unwind`] rows out.
+//!
+//! The code addresses of a module are split into [`Piece`]s with one source of rules each:
+//! `.eh_frame` entries first, then, for what they leave uncovered, what is known of PLT
+//! sections, the program's entry and signal trampolines. Everything in the file is distrusted:
+//! malformed entries are counted and left out.
+
+mod eh_frame;
+mod fill;
+mod gopclntab;
+mod layout;
+mod rule;
+#[cfg(test)]
+mod tests;
+
+use agent_ebpf::unwind::{BUCKET_BITS, Block, Module};
+
+use crate::elf::{self, Headers, ReadAt};
+use eh_frame::{Fde, Section};
+use layout::{Layout, NONE};
+
+/// Most rows of a table, padding included: a directory entry has 24 bits for a row's index.
+const MAX_ROWS: usize = 1 << 24;
+/// Most bytes between the first and the last code address of a table.
+const MAX_SPAN: u64 = 1 << 31;
+/// Most pieces of a module.
+const MAX_PIECES: usize = 1 << 24;
+/// Bytes between two functions that count as padding: no call returns there, so they need no row.
+const PADDING: u32 = 16;
+
+/// Why a module has no table.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The ELF file cannot be read.
+    #[error(transparent)]
+    Elf(#[from] elf::Error),
+    /// No segment of the file is executable.
+    #[error("the ELF file has no executable segment")]
+    NoCode,
+    /// Neither `.eh_frame` nor another source says anything about the code.
+    #[error("the ELF file has no unwind information")]
+    NoRules,
+    /// More rows than a table can hold.
+    #[error("more than {MAX_ROWS} unwind rows")]
+    TooManyRows,
+}
+
+/// What a table was built from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes of `.eh_frame`.
+    pub eh_frame_bytes: u64,
+    /// Entries of `.eh_frame` that describe code.
+    pub fdes: u64,
+    /// Entries that are malformed, in whole or from some instruction on.
+    pub bad_fdes: u64,
+    /// Entries for addresses that are not code of this file, most often 0: discarded functions.
+    pub stray_fdes: u64,
+    /// Rows, without padding.
+    pub rows: u64,
+    /// Rules that cannot be expressed.
+    pub unsupported_rows: u64,
+    /// Distinct extended rules.
+    pub extended: u64,
+    /// Rows left out because their 256 bytes of code had too many.
+    pub cut_rows: u64,
+}
+
+/// The unwind table of a module.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// The blocks of the table map.
+    pub blocks: Vec<Block>,
+    /// Where the parts lie in them; its table slot is 0.
+    pub module: Module,
+    /// What it was built from.
+    pub report: Report,
+}
+
+/// Where the rules for a range of code come from.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// The FDE at this offset in `.eh_frame`.
+    Fde(u32),
+    /// The depths at this offset in the pc tables of `.gopclntab`.
+    Go(u32),
+    /// One row for all of it.
+    Row(u32),
+}
+
+/// A range of code with one source of rules. Addresses are relative to [`Code::origin`].
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    start: u32,
+    end: u32,
+    source: Source,
+}
+
+/// The executable addresses of a file.
+struct Code {
+    /// The lowest one, rounded down to a bucket.
+    origin: u64,
+    /// Sorted ranges relative to the origin.
+    ranges: Vec<(u32, u32)>,
+}
+
+impl Code {
+    fn new(headers: &Headers) -> Result<Self, Error> {
+        let exec = || {
+            headers
+                .segments
+                .iter()
+                .filter(|segment| segment.exec && segment.memsz > 0)
+        };
+        let lowest = exec()
+            .map(|segment| segment.vaddr)
+            .min()
+            .ok_or(Error::NoCode)?;
+        let origin = lowest >> BUCKET_BITS << BUCKET_BITS;
+        let clamp = |address: u64| address.saturating_sub(origin).min(MAX_SPAN) as u32;
+        let mut ranges: Vec<_> = exec()
+            .map(|segment| {
+                (
+                    clamp(segment.vaddr),
+                    clamp(segment.vaddr.saturating_add(segment.memsz)),
+                )
+            })
+            .collect();
+        ranges.sort_unstable();
+        Ok(Self { origin, ranges })
+    }
+
+    /// The part of a range of virtual addresses that lies in the code range of its first address.
+    fn piece(&self, start: u64, end: u64, source: Source) -> Option<Piece> {
+        let start = u32::try_from(start.checked_sub(self.origin)?).ok()?;
+        let &(_, limit) = self
+            .ranges
+            .iter()
+            .find(|&&(first, limit)| first <= start && start < limit)?;
+        let end = end.saturating_sub(self.origin).min(u64::from(limit)) as u32;
+        (start < end).then_some(Piece { start, end, source })
+    }
+}
+
+/// Builds the unwind table of an ELF file, reading only the parts it needs.
+///
+/// # Errors
+/// When the file is no x86-64 ELF file with code and rules, or the table would be too large.
+/// Malformed unwind entries are no error: [`Report::bad_fdes`] counts them.
+pub fn build<F: ReadAt + ?Sized>(file: &F) -> Result<Table, Error> {
+    let headers = Headers::read(file)?;
+    let code = Code::new(&headers)?;
+    let mut report = Report::default();
+    let (bytes, vaddr) = read_eh_frame(file, &headers).unwrap_or_default();
+    report.eh_frame_bytes = bytes.len() as u64;
+    let mut section = Section::new(&bytes, vaddr);
+    let mut pieces = fde_pieces(&mut section, &code, &mut report);
+    pieces.sort_by_key(|piece| piece.start);
+    let go = gopclntab::Table::read(file, &headers);
+    if let Some(go) = &go {
+        go.fill(&code, &gaps(&code, &pieces), &mut pieces);
+        pieces.sort_by_key(|piece| piece.start);
+    }
+    let covered = pieces.len();
+    fill::fill(file, &headers, &code, &gaps(&code, &pieces), &mut pieces);
+    if pieces.len() > covered {
+        pieces.sort_by_key(|piece| piece.start);
+    }
+    let layout = write(&code, &pieces, &mut section, go.as_ref(), &mut report)?;
+    report.rows = layout.rows;
+    report.cut_rows = layout.cut;
+    report.extended = layout.extended();
+    drop((go, pieces));
+    let (blocks, module) = layout.finish()?;
+    Ok(Table {
+        blocks,
+        module,
+        report,
+    })
+}
+
+/// Builds the unwind table of an ELF image in memory, for example the vDSO.
+///
+/// # Errors
+/// As for [`build`].
+pub fn build_from_bytes(image: &[u8]) -> Result<Table, Error> {
+    build(image)
+}
+
+/// The bytes and the virtual address of `.eh_frame`: by the section's header or, where these are
+/// stripped, by the pointer in `.eh_frame_hdr`.
+fn read_eh_frame<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<(Vec<u8>, u64)> {
+    if let Some(section) = headers.section(".eh_frame") {
+        let bytes = elf::read_range(file, section.offset, section.size, ".eh_frame").ok()?;
+        return Some((bytes, section.vaddr));
+    }
+    let header_vaddr = headers.eh_frame_hdr?;
+    let header = headers.read_vaddr(file, header_vaddr, 32).ok()?;
+    let bases = gimli::BaseAddresses::default().set_eh_frame_hdr(header_vaddr);
+    let parsed = gimli::EhFrameHdr::new(&header, gimli::LittleEndian)
+        .parse(&bases, 8)
+        .ok()?;
+    let gimli::Pointer::Direct(vaddr) = parsed.eh_frame_ptr() else {
+        return None;
+    };
+    // Its length is not known: up to the end of the segment; a zero entry ends the section.
+    let bytes = headers.read_vaddr(file, vaddr, u64::from(u32::MAX)).ok()?;
+    Some((bytes, vaddr))
+}
+
+fn fde_pieces(section: &mut Section, code: &Code, report: &mut Report) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut stray = 0;
+    section.for_each_fde(report, |fde| {
+        match code.piece(fde.start, fde.end, Source::Fde(fde.offset)) {
+            Some(piece) if pieces.len() < MAX_PIECES => pieces.push(piece),
+            _ => stray += 1,
+        }
+    });
+    report.stray_fdes = stray;
+    pieces
+}
+
+/// The end of each piece as the next one's start allows.
+fn clipped(pieces: &[Piece]) -> impl Iterator<Item = (&Piece, u32, Option<u32>)> {
+    pieces.iter().enumerate().map(|(i, piece)| {
+        let next = pieces.get(i + 1).map(|next| next.start);
+        (piece, piece.end.min(next.unwrap_or(u32::MAX)), next)
+    })
+}
+
+/// The ranges of code, longer than padding, that no piece covers.
+fn gaps(code: &Code, pieces: &[Piece]) -> Vec<(u32, u32)> {
+    let mut gaps = Vec::new();
+    let mut covered = 0;
+    let ends = clipped(pieces)
+        .map(|(piece, end, _)| (piece.start, end))
+        .chain([(u32::MAX, u32::MAX)]);
+    for (start, end) in ends {
+        for &(first, limit) in &code.ranges {
+            let (from, to) = (covered.max(first), start.min(limit));
+            if from < to && to - from >= PADDING {
+                gaps.push((from, to));
+            }
+        }
+        covered = covered.max(end);
+    }
+    gaps
+}
+
+/// The parts of a piece that lie in gaps.
+fn uncovered(gaps: &[(u32, u32)], piece: Piece) -> impl Iterator<Item = Piece> {
+    let first = gaps.partition_point(|&(_, end)| end <= piece.start);
+    gaps.iter()
+        .skip(first)
+        .take_while(move |&&(start, _)| start < piece.end)
+        .map(move |&(start, end)| Piece {
+            start: start.max(piece.start),
+            end: end.min(piece.end),
+            ..piece
+        })
+}
+
+/// Writes the rows of sorted pieces.
+fn write(
+    code: &Code,
+    pieces: &[Piece],
+    section: &mut Section,
+    go: Option<&gopclntab::Table>,
+    report: &mut Report,
+) -> Result<Layout, Error> {
+    let first = pieces.first().ok_or(Error::NoRules)?.start >> BUCKET_BITS << BUCKET_BITS;
+    let last = pieces.iter().map(|piece| piece.end).max().unwrap_or(first);
+    let base = code.origin + u64::from(first);
+    let mut layout = Layout::new(base, last - first);
+    for (piece, end, next) in clipped(pieces) {
+        let range = code.origin + u64::from(piece.start)..code.origin + u64::from(end);
+        match (piece.source, go) {
+            _ if range.is_empty() => continue,
+            (Source::Fde(offset), _) => {
+                let fde = Fde {
+                    start: range.start,
+                    end: range.end,
+                    offset,
+                };
+                section.rows(&fde, base, &mut layout, report)?;
+            }
+            (Source::Go(pcsp), Some(go)) => go.rows(range, pcsp, base, &mut layout)?,
+            (Source::Go(_), None) => {}
+            (Source::Row(row), _) => layout.push(piece.start - first, row)?,
+        }
+        if next.is_none_or(|next| next - end >= PADDING) {
+            layout.push(end - first, NONE)?;
+        }
+    }
+    Ok(layout)
+}

@@ -1,0 +1,146 @@
+//! Every tick of the clock is accounted for, and there are as many as there should be.
+
+use crate::harness::{Agent, FREQUENCY, Profile, Target, alone, host_only, in_vm};
+
+fn assert_balances(profile: &Profile) {
+    let sums = &profile.accounting;
+    let lost: u64 = sums.lost.values().sum();
+    assert_eq!(
+        sums.ticks,
+        sums.idle + sums.other + sums.emitted + lost,
+        "lost {:?}",
+        sums.lost
+    );
+    assert_eq!(
+        sums.emitted,
+        profile.samples(),
+        "emitted against the stacks' counts"
+    );
+}
+
+/// How far `value` is from `expected`, as a share of it.
+fn off(value: f64, expected: f64) -> f64 {
+    (value - expected).abs() / expected
+}
+
+#[test]
+fn ticks_balance_to_the_tick() {
+    let _alone = alone();
+    for (name, arguments) in [
+        ("split", &[][..]),
+        ("deep", &["300", "handler"]),
+        ("templates", &[]),
+        ("threads", &[]),
+    ] {
+        let target = Target::spawn(name, arguments);
+        assert_balances(&Agent::standard(target.pid()).run_to_profile());
+    }
+}
+
+#[test]
+fn ticks_are_frequency_times_time_times_cpus() {
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    let profile = Agent::standard(target.pid()).run_to_profile();
+    let (facts, sums) = (&profile.facts, &profile.accounting);
+    let expected = facts.frequency as f64 * facts.duration_seconds * f64::from(facts.cpus);
+    assert!(
+        off(sums.expected_ticks as f64, expected) < 0.01,
+        "{} against {expected}",
+        sums.expected_ticks
+    );
+    // Under emulation timer interrupts come late.
+    let tolerance = if in_vm() { 0.5 } else { 0.1 };
+    let seen = (sums.ticks + sums.recursion_misses) as f64;
+    assert!(
+        off(seen, expected) < tolerance,
+        "{seen} ticks instead of {expected}"
+    );
+}
+
+#[test]
+fn samples_are_the_cpu_time_of_the_target() {
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    let agent = Agent::standard(target.pid());
+    let before = target.cpu_seconds();
+    let profile = agent.run_to_profile();
+    let around = target.cpu_seconds() - before;
+    let sampled = profile.samples() as f64 / FREQUENCY as f64;
+    let outside = around - profile.facts.duration_seconds;
+    assert!(
+        sampled <= around * 1.05,
+        "{sampled:.2} s sampled of {around:.2} s"
+    );
+    let least = (around - outside.max(0.0)) * if in_vm() { 0.5 } else { 0.85 };
+    assert!(sampled >= least, "{sampled:.2} s sampled of {around:.2} s");
+}
+
+#[test]
+fn the_frequency_is_what_was_asked_for() {
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    for frequency in [49, 499] {
+        let arguments = [
+            "--pid",
+            &target.pid().to_string(),
+            "--duration",
+            "2s",
+            "-o",
+            "profile.json",
+        ];
+        let agent = Agent::profile()
+            .args(arguments)
+            .args(["--frequency", &frequency.to_string()]);
+        let profile = agent.run_to_profile();
+        assert_eq!(profile.facts.frequency, frequency);
+        assert_balances(&profile);
+        let rate = profile.samples() as f64 / profile.facts.duration_seconds;
+        let tolerance = if in_vm() { 0.6 } else { 0.15 };
+        assert!(
+            off(rate, frequency as f64) < tolerance,
+            "{rate:.0} samples a second at {frequency} Hz"
+        );
+    }
+}
+
+/// From the start to the first sample 300 ms, from the end of the capture to the files 300 ms.
+#[test]
+fn start_and_finish_are_quick() {
+    if host_only("its limits hold for a machine, not for an emulator") {
+        return;
+    }
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    let mut overheads: Vec<f64> = (0..5)
+        .map(|_| {
+            let finished = Agent::timed(target.pid(), 1.0)
+                .args(["-o", "flame.svg"])
+                .run();
+            finished.took.as_secs_f64() - finished.profile().facts.duration_seconds
+        })
+        .collect();
+    overheads.sort_by(f64::total_cmp);
+    let median = overheads[overheads.len() / 2];
+    assert!(
+        median <= 0.6,
+        "{median:.3} s besides the sampling: {overheads:.3?}"
+    );
+}
+
+#[test]
+fn cost_is_reported() {
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    let cost = Agent::standard(target.pid()).run_to_profile().cost;
+    assert!(cost.cpu_seconds > 0.0);
+    assert!(
+        (1 << 20..64 << 20).contains(&cost.peak_rss_bytes),
+        "{} bytes",
+        cost.peak_rss_bytes
+    );
+    let per_sample = cost
+        .bpf_ns_per_sample
+        .expect("root may read the run time of its programs");
+    assert!(per_sample > 0.0);
+}

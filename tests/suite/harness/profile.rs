@@ -1,0 +1,216 @@
+//! The agent's JSON output, and what the tests ask it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+
+/// The document. Every field here is part of the format: one that is missing fails the test.
+#[derive(Deserialize)]
+pub(crate) struct Profile {
+    pub(crate) facts: Facts,
+    pub(crate) frames: Vec<Frame>,
+    pub(crate) stacks: Vec<Stack>,
+    pub(crate) accounting: Accounting,
+    pub(crate) cost: Cost,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Facts {
+    pub(crate) agent_version: String,
+    pub(crate) command_line: Vec<String>,
+    pub(crate) kernel: String,
+    pub(crate) event: String,
+    pub(crate) frequency: u64,
+    pub(crate) cpus: u32,
+    pub(crate) started: u64,
+    pub(crate) duration_seconds: f64,
+    pub(crate) targets: Vec<TargetFacts>,
+    pub(crate) ended: String,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct TargetFacts {
+    pub(crate) pid: u32,
+    pub(crate) comm: String,
+    pub(crate) exe: Option<String>,
+}
+
+#[derive(Deserialize, PartialEq)]
+pub(crate) struct Frame {
+    pub(crate) space: String,
+    pub(crate) module: Option<String>,
+    pub(crate) function: Option<String>,
+    pub(crate) file: Option<String>,
+    pub(crate) line: Option<u32>,
+    pub(crate) inlined: bool,
+    pub(crate) address: u64,
+    pub(crate) unnamed: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Stack {
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) comm: String,
+    pub(crate) thread: String,
+    pub(crate) frames: Vec<usize>,
+    pub(crate) end: String,
+    pub(crate) count: u64,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Accounting {
+    pub(crate) ticks: u64,
+    pub(crate) idle: u64,
+    pub(crate) other: u64,
+    pub(crate) emitted: u64,
+    pub(crate) lost: BTreeMap<String, u64>,
+    pub(crate) expected_ticks: u64,
+    pub(crate) recursion_misses: u64,
+    pub(crate) frame_pointer_frames: u64,
+    pub(crate) notes: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Cost {
+    pub(crate) cpu_seconds: f64,
+    pub(crate) peak_rss_bytes: u64,
+    pub(crate) bpf_ns_per_sample: Option<f64>,
+}
+
+impl Frame {
+    /// The function, or the module in brackets.
+    pub(crate) fn name(&self) -> String {
+        let module = || format!("[{}]", self.module.as_deref().unwrap_or("unknown"));
+        self.function.clone().unwrap_or_else(module)
+    }
+
+    pub(crate) fn is(&self, function: &str) -> bool {
+        let bare = |name: &str| name == function || name.starts_with(&format!("{function}("));
+        self.function.as_deref().is_some_and(bare)
+    }
+}
+
+impl Stack {
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self.end.as_str(), "root" | "root_frame_pointer")
+    }
+}
+
+impl Profile {
+    pub(crate) fn samples(&self) -> u64 {
+        self.count(|_| true)
+    }
+
+    /// Samples of the stacks for which `keep` holds.
+    pub(crate) fn count(&self, keep: impl Fn(&Stack) -> bool) -> u64 {
+        self.stacks
+            .iter()
+            .filter(|stack| keep(stack))
+            .map(|stack| stack.count)
+            .sum()
+    }
+
+    /// The frames of a stack, root first.
+    pub(crate) fn frames_of<'a>(
+        &'a self,
+        stack: &'a Stack,
+    ) -> impl DoubleEndedIterator<Item = &'a Frame> {
+        stack.frames.iter().map(|&index| &self.frames[index])
+    }
+
+    /// The names of a stack, root first.
+    pub(crate) fn names_of(&self, stack: &Stack) -> Vec<String> {
+        self.frames_of(stack).map(Frame::name).collect()
+    }
+
+    fn share(&self, keep: impl Fn(&Stack) -> bool) -> f64 {
+        self.count(keep) as f64 / self.samples().max(1) as f64
+    }
+
+    /// Share of the samples whose stack ends at a proven root, 0 to 1.
+    pub(crate) fn complete_rate(&self) -> f64 {
+        self.share(Stack::is_complete)
+    }
+
+    /// Share of the samples taken in this function itself (or in the kernel on its behalf), 0 to 1.
+    pub(crate) fn self_share(&self, function: &str) -> f64 {
+        self.share(|stack| {
+            let leaf = self.frames_of(stack).rfind(|frame| frame.space == "user");
+            leaf.is_some_and(|frame| frame.is(function))
+        })
+    }
+
+    /// Share of the samples with this function anywhere on the stack, 0 to 1.
+    pub(crate) fn total_share(&self, function: &str) -> f64 {
+        self.frame_share(|frame| frame.is(function))
+    }
+
+    /// Share of the samples with such a frame anywhere on the stack, 0 to 1.
+    pub(crate) fn frame_share(&self, wanted: impl Fn(&Frame) -> bool) -> f64 {
+        self.share(|stack| self.frames_of(stack).any(&wanted))
+    }
+
+    /// Fails with the reasons and the worst stacks unless 99.5 % of at least `samples` are complete.
+    pub(crate) fn assert_complete(&self, samples: u64) {
+        assert!(
+            self.samples() >= samples,
+            "only {} samples\n{}",
+            self.samples(),
+            self.explain()
+        );
+        assert!(
+            self.complete_rate() >= 0.995,
+            "{:.2} % complete\n{}",
+            100.0 * self.complete_rate(),
+            self.explain()
+        );
+    }
+
+    /// Fails unless every function is on some stack.
+    pub(crate) fn assert_names(&self, functions: &[&str]) {
+        for function in functions {
+            assert!(
+                self.total_share(function) > 0.0,
+                "no {function}\n{}",
+                self.explain()
+            );
+        }
+    }
+
+    /// Why the incomplete stacks ended, the most frequent of them, the losses, and what was hot.
+    pub(crate) fn explain(&self) -> String {
+        let mut text = String::new();
+        let mut ends: BTreeMap<&str, u64> = BTreeMap::new();
+        for stack in &self.stacks {
+            *ends.entry(&stack.end).or_default() += stack.count;
+        }
+        let _ = writeln!(
+            text,
+            "ends {ends:?}, lost {:?}, notes {:?}",
+            self.accounting.lost, self.accounting.notes
+        );
+        for (title, complete) in [("incomplete", false), ("complete", true)] {
+            let mut stacks: Vec<&Stack> = self
+                .stacks
+                .iter()
+                .filter(|s| s.is_complete() == complete)
+                .collect();
+            stacks.sort_by_key(|stack| std::cmp::Reverse(stack.count));
+            for stack in stacks.iter().take(5) {
+                let names = self.names_of(stack);
+                let shown = names.len().saturating_sub(12);
+                let _ = writeln!(
+                    text,
+                    "{title} {} × {} ({}): …{}",
+                    stack.count,
+                    stack.end,
+                    names.len(),
+                    names[shown..].join(";")
+                );
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,302 @@
+//! What targets do while they are profiled, and how a run ends.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::{
+    Agent, FREQUENCY, LIFE, Stack, Target, alone, eventually, in_vm, patience, program,
+};
+
+/// Samples that a second of one busy thread gives at least.
+fn per_second() -> u64 {
+    if in_vm() { 30 } else { 130 }
+}
+
+#[test]
+fn code_loaded_after_the_attach() {
+    let _alone = alone();
+    let target = Target::spawn("templates", &[]);
+    let running = Agent::timed(target.pid(), patience(5.0).as_secs_f64().min(15.0)).start();
+    target.await_word("plugin");
+    let finished = running.wait();
+    let profile = finished.profile();
+    profile.assert_complete(per_second() * 3);
+    profile.assert_names(&["plugin_work", "plugin::inner"]);
+    let modules: Vec<_> = profile
+        .frames
+        .iter()
+        .filter(|frame| frame.is("plugin::inner"))
+        .map(|f| &f.module)
+        .collect();
+    assert!(
+        modules
+            .iter()
+            .all(|module| module.as_deref() == Some("plugin.so")),
+        "{modules:?}"
+    );
+}
+
+#[test]
+fn exec_into_another_program() {
+    let _alone = alone();
+    let split = program("split");
+    let target = Target::spawn("exec", &[split.to_str().unwrap(), LIFE]);
+    let running = Agent::timed(target.pid(), patience(4.0).as_secs_f64().min(12.0)).start();
+    target.await_word("ready");
+    let profile = running.wait().profile();
+    profile.assert_complete(per_second() * 2);
+    profile.assert_names(&["half", "third", "fifth"]);
+    if !in_vm() {
+        profile.assert_names(&["before_exec"]);
+    }
+    let renamed = profile
+        .stacks
+        .iter()
+        .filter(|stack| profile.names_of(stack).iter().any(|name| name == "half"));
+    for stack in renamed {
+        assert_eq!((stack.pid, stack.comm.as_str()), (target.pid(), "split"));
+    }
+}
+
+#[test]
+fn children_are_in_scope_only_when_asked_for() {
+    let _alone = alone();
+    let target = Target::spawn("forker", &[]);
+    let profile = Agent::standard(target.pid()).run_to_profile();
+    profile.assert_complete(10);
+    profile.assert_names(&["parent_work"]);
+    assert!(
+        profile.stacks.iter().all(|stack| stack.pid == target.pid()),
+        "{}",
+        profile.explain()
+    );
+
+    let profile = Agent::standard(target.pid())
+        .args(["--children"])
+        .run_to_profile();
+    profile.assert_complete(per_second() * 2);
+    profile.assert_names(&["parent_work", "long_child", "short_child"]);
+    let child = |stack: &Stack| stack.pid != target.pid() && stack.comm == "child";
+    assert!(profile.count(child) > per_second(), "{}", profile.explain());
+}
+
+#[test]
+fn several_processes() {
+    let _alone = alone();
+    let (first, second) = (Target::spawn("split", &[]), Target::spawn("deep", &["9"]));
+    let agent = Agent::standard(first.pid()).args(["--pid", &second.pid().to_string()]);
+    let profile = agent.run_to_profile();
+    profile.assert_complete(per_second() * 3);
+    for (target, function) in [(&first, "half"), (&second, "bottom")] {
+        let own = |stack: &Stack| {
+            stack.pid == target.pid() && profile.names_of(stack).iter().any(|name| name == function)
+        };
+        assert!(
+            profile.count(own) > 0,
+            "no {function} of {}\n{}",
+            target.pid(),
+            profile.explain()
+        );
+    }
+}
+
+#[test]
+fn threads_that_start_and_end() {
+    let _alone = alone();
+    let target = Target::spawn("threads", &[]);
+    let profile = Agent::standard(target.pid()).run_to_profile();
+    profile.assert_complete(per_second() * 3);
+    profile.assert_names(&["thread_work"]);
+    let named = profile.count(|stack| stack.thread.starts_with("short-"));
+    assert!(
+        named as f64 >= 0.9 * profile.samples() as f64,
+        "{named} of {}",
+        profile.samples()
+    );
+    let threads: std::collections::BTreeSet<_> =
+        profile.stacks.iter().map(|stack| stack.tid).collect();
+    assert!(
+        threads.len() >= if in_vm() { 5 } else { 40 },
+        "only {} threads",
+        threads.len()
+    );
+}
+
+/// `agent profile … -- COMMAND`.
+fn command(words: &[&str]) -> Agent {
+    let frequency = FREQUENCY.to_string();
+    Agent::profile()
+        .args([
+            "--frequency",
+            &frequency,
+            "-o",
+            "profile.json",
+            "--children",
+            "--",
+        ])
+        .args(words)
+}
+
+#[test]
+fn a_command_is_profiled_from_its_start_to_its_end() {
+    let _alone = alone();
+    let split = program("split");
+    let finished = command(&[split.to_str().unwrap(), "3"]).run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    assert!(
+        finished.stdout().contains("ready"),
+        "the command's own output is lost"
+    );
+    let profile = finished.profile();
+    assert_eq!(profile.facts.ended, "target_exited");
+    profile.assert_complete(per_second() * 2);
+    // What the program does before it says that it is warm.
+    assert!(
+        profile.total_share("main") > profile.total_share("one_round"),
+        "{}",
+        profile.explain()
+    );
+    assert!(
+        profile.stacks.iter().all(|stack| stack.comm == "split"),
+        "the agent's own child is in the profile"
+    );
+}
+
+#[test]
+fn the_exit_code_of_the_command_is_passed_on() {
+    let _alone = alone();
+    let split = program("split");
+    let script = format!("{} 1; exit 7", split.display());
+    let finished = command(&["sh", "-c", &script]).run();
+    assert_eq!(finished.code(), Some(7), "{}", finished.stderr());
+    finished.profile().assert_names(&["half"]);
+    let finished = command(&["sh", "-c", &format!("{} 1; kill -9 $$", split.display())]).run();
+    assert_eq!(
+        finished.code(),
+        Some(128 + libc::SIGKILL),
+        "{}",
+        finished.stderr()
+    );
+}
+
+#[test]
+fn an_interrupt_keeps_what_was_seen() {
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let running = Agent::timed(target.pid(), 600.0)
+            .args(["-o", "flame.svg"])
+            .start();
+        std::thread::sleep(patience(2.0));
+        running.signal(signal);
+        let finished = running.wait();
+        assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+        let profile = finished.profile();
+        profile.assert_complete(per_second());
+        assert_eq!(profile.facts.ended, "interrupted");
+        assert!(profile.facts.duration_seconds < patience(3.0).as_secs_f64());
+        assert!(
+            crate::outputs::titles(&finished.text("flame.svg"))
+                .iter()
+                .any(|title| title.starts_with("half"))
+        );
+    }
+}
+
+#[test]
+fn an_interrupt_at_any_moment_ends_well() {
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    for milliseconds in [5, 20, 50, 80, 120, 180, 250, 400] {
+        let running = Agent::timed(target.pid(), 600.0).start();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        running.signal(libc::SIGINT);
+        let finished = running.wait();
+        match finished.code() {
+            Some(0) => assert!(finished.profile().samples() > 0),
+            Some(3) => assert_eq!(finished.profile().samples(), 0),
+            // Before it has a handler, the signal ends it as it ends any program.
+            None if milliseconds < 100 || in_vm() => {
+                assert!(!finished.path("profile.json").exists())
+            }
+            other => panic!(
+                "code {other:?} after {milliseconds} ms: {}",
+                finished.stderr()
+            ),
+        }
+    }
+}
+
+#[test]
+fn the_exit_of_the_target_ends_the_run() {
+    let _alone = alone();
+    let target = Target::run(Command::new(program("split")).arg("3"));
+    let finished = Agent::timed(target.pid(), 600.0).run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let profile = finished.profile();
+    assert_eq!(profile.facts.ended, "target_exited");
+    profile.assert_complete(if in_vm() { 10 } else { per_second() * 2 });
+    profile.assert_names(&["half"]);
+}
+
+/// Ids of all BPF programs in the kernel.
+fn loaded_programs() -> Vec<u32> {
+    const BPF_PROG_GET_NEXT_ID: i32 = 11; // linux/bpf.h
+    let mut ids = Vec::new();
+    // The part of `union bpf_attr` that this command reads: start_id, next_id, open_flags.
+    let mut attribute = [0u32; 3];
+    // SAFETY: the attribute is a live array of the size passed.
+    while unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_GET_NEXT_ID,
+            attribute.as_mut_ptr(),
+            size_of_val(&attribute),
+        )
+    } == 0
+    {
+        ids.push(attribute[1]);
+        attribute[0] = attribute[1];
+    }
+    ids
+}
+
+/// Ids of the BPF programs that a process holds.
+fn held_programs(pid: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
+        return Vec::new();
+    };
+    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let ids = texts.filter_map(|text| {
+        text.lines()
+            .find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok())
+    });
+    ids.collect()
+}
+
+#[test]
+fn a_kill_leaves_nothing_loaded() {
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    let running = Agent::timed(target.pid(), 600.0).start();
+    let mut held = Vec::new();
+    let limit = patience(10.0);
+    assert!(eventually(limit, || {
+        held = held_programs(running.pid());
+        !held.is_empty()
+    }));
+    std::thread::sleep(patience(0.5));
+    held = held_programs(running.pid());
+    let loaded = loaded_programs();
+    assert!(
+        held.iter().all(|id| loaded.contains(id)),
+        "{held:?} are not among {loaded:?}"
+    );
+    running.signal(libc::SIGKILL);
+    let _ = running.wait();
+    let gone = || loaded_programs().iter().all(|id| !held.contains(id));
+    assert!(
+        eventually(limit, gone),
+        "programs {held:?} outlive the agent"
+    );
+}

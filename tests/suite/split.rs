@@ -1,0 +1,38 @@
+//! The shares in the profile are the program's own.
+
+use crate::harness::{Agent, Profile, Target, alone};
+
+/// Fails unless each function's self time is within two percentage points of its share.
+fn assert_split(profile: &Profile) {
+    for (function, share) in [("half", 0.5), ("third", 0.3), ("fifth", 0.2)] {
+        let measured = profile.self_share(function);
+        let off = (measured - share).abs();
+        assert!(
+            off <= 0.02,
+            "{function}: {measured:.4} instead of {share}\n{}",
+            profile.explain()
+        );
+    }
+    assert!(
+        profile.total_share("main") >= 0.995,
+        "{}",
+        profile.explain()
+    );
+}
+
+macro_rules! split {
+    ($($test:ident: $program:literal),* $(,)?) => { $(
+        #[test]
+        fn $test() {
+            let _alone = alone();
+            let target = Target::spawn($program, &[]);
+            assert_split(&Agent::timed(target.pid(), 6.0).run_to_profile());
+        }
+    )* };
+}
+
+split! {
+    self_time_of_a_pie: "split",
+    self_time_of_a_static_program: "split-static",
+    self_time_of_an_lld_linked_program: "split-lld",
+}
