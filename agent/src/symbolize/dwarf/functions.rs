@@ -71,15 +71,27 @@ struct Walk<'w, 'a> {
 impl<'a> Walk<'_, 'a> {
     fn run(&mut self) -> Result<()> {
         let mut entries = self.unit.entries_raw(None)?;
+        // Depth at which `entries` began.
+        let mut base = 0;
         while !entries.is_empty() && !self.clock.step() {
             let offset = entries.next_offset();
-            let depth = entries.next_depth();
+            let depth = base + entries.next_depth();
             let Some(abbreviation) = entries.read_abbreviation()? else {
                 continue;
             };
             let inlined = match abbreviation.tag() {
                 gimli::DW_TAG_subprogram => false,
                 gimli::DW_TAG_inlined_subroutine => true,
+                tag if abbreviation.has_children() && is_type(tag) => {
+                    // Members are only declared here; their code has entries elsewhere.
+                    if let Some(next) = sibling(&mut entries, abbreviation)?
+                        && next.0 > offset.0
+                    {
+                        entries = self.unit.entries_raw(Some(next))?;
+                        base = depth;
+                    }
+                    continue;
+                }
                 _ => {
                     entries.skip_attributes(abbreviation.attributes())?;
                     continue;
@@ -203,6 +215,39 @@ impl<'a> Walk<'_, 'a> {
         }
         Ok(())
     }
+}
+
+fn is_type(tag: gimli::DwTag) -> bool {
+    matches!(
+        tag,
+        gimli::DW_TAG_structure_type
+            | gimli::DW_TAG_class_type
+            | gimli::DW_TAG_union_type
+            | gimli::DW_TAG_enumeration_type
+    )
+}
+
+/// Passes over the attributes; the entry after all children if one of them tells.
+fn sibling(
+    entries: &mut EntriesRaw<'_, '_, Pages<'_>>,
+    abbreviation: &Abbreviation,
+) -> Result<Option<UnitOffset>> {
+    let attributes = abbreviation.attributes();
+    let is_sibling = |spec: &gimli::AttributeSpecification| spec.name() == gimli::DW_AT_sibling;
+    if !attributes.iter().any(is_sibling) {
+        entries.skip_attributes(attributes)?;
+        return Ok(None);
+    }
+    let mut next = None;
+    for spec in attributes {
+        let attribute = entries.read_attribute(*spec)?;
+        if let (gimli::DW_AT_sibling, AttributeValue::UnitRef(offset)) =
+            (attribute.name(), attribute.value())
+        {
+            next = Some(offset);
+        }
+    }
+    Ok(next)
 }
 
 /// The attributes of an entry that say where its code is and whence it was inlined.

@@ -109,19 +109,19 @@ impl<'w, 'a> Names<'w, 'a> {
             false => (&self.main, self.units),
             true => {
                 let file = self.alternate.as_ref()?;
-                let units = || Units::of(file.dwarf, self.clock);
+                let units = || Units::new(file.dwarf, self.clock);
                 (file, self.alternate_units.get_or_init(units))
             }
         };
-        let number = units.holding(offset)?;
+        let start = units.holding(offset)?;
         let mut open = file.open.borrow_mut();
-        if !open.contains_key(&number) {
+        if !open.contains_key(&start.0) {
             if open.len() >= MAX_OPEN {
                 open.clear();
             }
-            open.insert(number, Rc::new(units.open(number)?));
+            open.insert(start.0, Rc::new(units.open(start)?));
         }
-        let unit = Rc::clone(open.get(&number)?);
+        let unit = Rc::clone(open.get(&start.0)?);
         let offset = offset.to_unit_offset(&unit.header)?;
         Some((Some(unit), offset))
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const OURS: &[&str] = &["area", "local_static", "plain_c", "main"];
+const OURS: &[&str] = &["area", "local_static", "plain_c", "locals", "main"];
 
 #[test]
 fn inlined_functions_and_lines_as_addr2line_tells_them() {
