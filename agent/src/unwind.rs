@@ -5,11 +5,14 @@
 //! sections, the program's entry and signal trampolines. Everything in the file is distrusted:
 //! malformed entries are counted and left out.
 
+mod code;
+mod depth;
 mod eh_frame;
 mod fill;
 mod gopclntab;
 mod layout;
 mod rule;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -161,9 +164,9 @@ pub fn build<F: ReadAt + ?Sized>(file: &F) -> Result<Table, Error> {
         go.fill(&code, &gaps(&code, &pieces), &mut pieces);
         pieces.sort_by_key(|piece| piece.start);
     }
-    let covered = pieces.len();
-    fill::fill(file, &headers, &code, &gaps(&code, &pieces), &mut pieces);
-    if pieces.len() > covered {
+    for fill in [fill::fill, code::fill] {
+        let gaps = gaps(&code, &pieces);
+        fill(file, &headers, &code, &gaps, &mut pieces);
         pieces.sort_by_key(|piece| piece.start);
     }
     let layout = write(&code, &pieces, &mut section, go.as_ref(), &mut report)?;

@@ -64,10 +64,8 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let duration = begin.elapsed();
     session.drain(&mut |bytes, targets| samples.take(bytes, targets));
     let command = subjects.finish(ended);
-    let mut profile = Profile {
-        facts: facts(&session, &spec, clock, started, duration, ended),
-        ..Profile::default()
-    };
+    let mut profile = Profile::default();
+    profile.facts = facts(&session, &spec, clock, started, duration, ended);
     naming::name(&mut profile, &samples, session.targets());
     profile.accounting = accounting(&session, &samples, &profile.facts);
     profile.cost = cost(&session, &profile.accounting);

@@ -46,8 +46,7 @@ pub(super) struct Table {
 impl Table {
     /// Reads the table of a Go program; `None` if it is none, or of an unknown version.
     pub(super) fn read<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<Self> {
-        let section = SECTIONS.iter().find_map(|name| headers.section(name))?;
-        let bytes = elf::read_range(file, section.offset, section.size, ".gopclntab").ok()?;
+        let (bytes, vaddr) = locate(file, headers)?;
         let format = match word(&bytes, 0) {
             0xffff_fffa => Format {
                 offsets: 24,
@@ -77,7 +76,7 @@ impl Table {
             return None;
         }
         let text = match (format.field, xword(&bytes, 24)) {
-            (4, 0) => relocated(file, headers, section.vaddr + 24)?,
+            (4, 0) => relocated(file, headers, vaddr.saturating_add(24))?,
             (4, text) => text,
             _ => 0,
         };
@@ -174,6 +173,23 @@ impl Table {
         }
         Ok(())
     }
+}
+
+/// The bytes of the table and their virtual address.
+fn locate<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<(Vec<u8>, u64)> {
+    if let Some(section) = SECTIONS.iter().find_map(|name| headers.section(name)) {
+        let bytes = elf::read_range(file, section.offset, section.size, ".gopclntab").ok()?;
+        return Some((bytes, section.vaddr));
+    }
+    // The system linker puts that of a position-independent program among other constants.
+    headers.section(".go.buildinfo")?;
+    let section = headers.section(".data.rel.ro")?;
+    let mut bytes = elf::read_range(file, section.offset, section.size, ".data.rel.ro").ok()?;
+    const BEHIND_VERSION: [u8; 7] = [0xff, 0xff, 0xff, 0, 0, 1, 8];
+    let at = 8 * bytes
+        .chunks_exact(8)
+        .position(|start| start.ends_with(&BEHIND_VERSION))?;
+    Some((bytes.split_off(at), section.vaddr.saturating_add(at as u64)))
 }
 
 const SIGNAL: u32 = row(0, kind::SIGNAL, 0, 0);
