@@ -71,19 +71,25 @@ struct Walk<'w, 'a> {
 impl<'a> Walk<'_, 'a> {
     fn run(&mut self) -> Result<()> {
         let mut entries = self.unit.entries_raw(None)?;
-        // Depth at which `entries` began.
+        // Depth at which `entries` began, and that of the outermost function around the entry.
         let mut base = 0;
+        let mut function: Option<isize> = None;
         while !entries.is_empty() && !self.clock.step() {
             let offset = entries.next_offset();
             let depth = base + entries.next_depth();
             let Some(abbreviation) = entries.read_abbreviation()? else {
                 continue;
             };
+            function = function.filter(|&outer| outer < depth);
             let inlined = match abbreviation.tag() {
-                gimli::DW_TAG_subprogram => false,
+                gimli::DW_TAG_subprogram => {
+                    function.get_or_insert(depth);
+                    false
+                }
                 gimli::DW_TAG_inlined_subroutine => true,
-                tag if abbreviation.has_children() && is_type(tag) => {
-                    // Members are only declared here; their code has entries elsewhere.
+                tag if function.is_none() && abbreviation.has_children() && is_type(tag) => {
+                    // Members are only declared here; their code has entries elsewhere. Not so
+                    // those of a function's local types.
                     if let Some(next) = sibling(&mut entries, abbreviation)?
                         && next.0 > offset.0
                     {
