@@ -103,9 +103,7 @@ impl<'a> Walk<'_, 'a> {
                     continue;
                 }
             };
-            while self.scopes.last().is_some_and(|scope| scope.depth >= depth) {
-                self.scopes.pop();
-            }
+            self.leave(depth);
             if inlined && self.scopes.is_empty() {
                 entries.skip_attributes(abbreviation.attributes())?;
                 continue;
@@ -129,6 +127,13 @@ impl<'a> Walk<'_, 'a> {
             self.next_id += 1;
         }
         Ok(())
+    }
+
+    /// Forgets the scopes that ended before an entry of this depth.
+    fn leave(&mut self, depth: isize) {
+        while self.scopes.last().is_some_and(|scope| scope.depth >= depth) {
+            self.scopes.pop();
+        }
     }
 
     fn record(&mut self, offset: UnitOffset, inlined: Option<Inlined>, hits: &[usize]) {
