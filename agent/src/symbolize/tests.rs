@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const CPP: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
 #define OUT __attribute__((noinline))
 volatile long sink;
 namespace deep { namespace er {
@@ -42,8 +42,13 @@ long Shape::area(long k) const {
 } }
 static OUT long local_static(long x) { sink += x; return deep::er::mid(x); }
 extern "C" OUT long plain_c(long x) { sink -= x; return local_static(x) + 1; }
+OUT long locals(long x) {
+  struct Local { OUT long method(long y) { sink += y; return deep::er::mid(y); } } local;
+  auto lambda = [&](long y) OUT { sink -= y; return y * sink + deep::er::twice<long>(x); };
+  return local.method(x) + lambda(x + 1) + lambda(x * 2);
+}
 int main(int argc, char **argv) {
-  deep::er::Shape shape = { argc };
+  deep::er::Shape shape = { locals(argc) };
   printf("%ld\n", shape.area(argc) + plain_c(argc) + (long)(size_t)malloc(10));
   return 0;
 }

@@ -27,6 +27,15 @@ pub(super) struct Names<'w, 'a> {
     clock: &'w Clock,
 }
 
+/// A function's name.
+#[derive(Clone)]
+pub(super) struct Name {
+    pub(super) text: String,
+    /// Whether it is the bare one of the source: compilers give no linkage name to functions
+    /// that are not visible outside their unit.
+    pub(super) bare: bool,
+}
+
 struct File<'w, 'a> {
     dwarf: &'w Dwarf<'a>,
     open: RefCell<HashMap<usize, Rc<Unit<'a>>>>,
@@ -56,7 +65,7 @@ impl<'w, 'a> Names<'w, 'a> {
     }
 
     /// The demangled name of the entry at this offset: its linkage name if there is one.
-    pub(super) fn of(&self, unit: &Unit<'a>, entry: UnitOffset) -> Option<String> {
+    pub(super) fn of(&self, unit: &Unit<'a>, entry: UnitOffset) -> Option<Name> {
         let mut name = None;
         let mut other: Option<Rc<Unit<'a>>> = None;
         let mut offset = entry;
@@ -68,7 +77,10 @@ impl<'w, 'a> Names<'w, 'a> {
             };
             let found = read(file.dwarf, other.as_deref().unwrap_or(unit), offset)?;
             if let Some(linkage) = found.linkage {
-                return Some(demangle::demangle(&linkage));
+                return Some(Name {
+                    text: demangle::demangle(&linkage),
+                    bare: false,
+                });
             }
             name = name.or(found.name);
             match found.reference {
@@ -83,7 +95,8 @@ impl<'w, 'a> Names<'w, 'a> {
                 _ => break,
             }
         }
-        name.map(demangle::shorten)
+        let text = demangle::shorten(name?);
+        Some(Name { text, bare: true })
     }
 
     /// The unit that holds this offset, and the offset within it.
@@ -96,19 +109,19 @@ impl<'w, 'a> Names<'w, 'a> {
             false => (&self.main, self.units),
             true => {
                 let file = self.alternate.as_ref()?;
-                let units = || Units::of(file.dwarf, self.clock);
+                let units = || Units::new(file.dwarf, self.clock);
                 (file, self.alternate_units.get_or_init(units))
             }
         };
-        let number = units.holding(offset)?;
+        let start = units.holding(offset)?;
         let mut open = file.open.borrow_mut();
-        if !open.contains_key(&number) {
+        if !open.contains_key(&start.0) {
             if open.len() >= MAX_OPEN {
                 open.clear();
             }
-            open.insert(number, Rc::new(units.open(number)?));
+            open.insert(start.0, Rc::new(units.open(start)?));
         }
-        let unit = Rc::clone(open.get(&number)?);
+        let unit = Rc::clone(open.get(&start.0)?);
         let offset = offset.to_unit_offset(&unit.header)?;
         Some((Some(unit), offset))
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const OURS: &[&str] = &["area", "local_static", "plain_c", "main"];
+const OURS: &[&str] = &["area", "local_static", "plain_c", "locals", "main"];
 
 #[test]
 fn inlined_functions_and_lines_as_addr2line_tells_them() {
@@ -134,6 +134,21 @@ fn mini_debug_info() {
 }
 
 #[test]
+fn bare_names_of_functions_that_are_not_visible() {
+    let source = "static int sink; namespace { inline __attribute__((always_inline)) void in() { sink++; } \
+        __attribute__((noinline)) void hidden() { in(); } } int main() { hidden(); return sink; }";
+    let program = build("p.cc", source, "g++ -O1 -g p.cc -o program");
+    let addresses = addresses(&program.path, &["hidden"], 1);
+    let named = program.name(&addresses);
+    let all = named.iter().map(|frames| names(frames));
+    assert!(
+        all.clone()
+            .all(|names| names.last() == Some(&"(anonymous namespace)::hidden()"))
+    );
+    assert!(all.clone().any(|names| names[0] == "in"));
+}
+
+#[test]
 fn symbol_tables_as_nm_tells_them() {
     let program = Program::cpp("g++ -O2 p.cc -o program");
     for (start, size, name) in functions(&program.path) {
@@ -228,7 +243,7 @@ fn go_names_as_they_are() {
     );
     let (at, _, _) = functions(&program.path)
         .into_iter()
-        .find(|(_, _, name)| name.contains("Work"))
+        .find(|(_, _, name)| name == "main.(*T).Work")
         .unwrap();
     let frame = &program.name(&[at])[0][0];
     assert_eq!(frame.function.as_deref(), Some("main.(*T).Work"));
