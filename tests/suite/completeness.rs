@@ -3,19 +3,15 @@
 
 use std::process::Command;
 
-use crate::harness::{Agent, Frame, LIFE, Profile, Target, alone, host_only, in_vm, program};
-
-/// Samples that three seconds of one busy thread give at least: most of 597 here; under
-/// emulation the guest's CPUs share the host's with each other.
-fn one_thread() -> u64 {
-    if in_vm() { 100 } else { 400 }
-}
+use crate::harness::{
+    Agent, ENOUGH, Frame, LIFE, Profile, Target, alone, host_only, in_vm, program,
+};
 
 /// Profiles a program for the standard run; fails unless it is complete.
 fn complete(name: &str, arguments: &[&str]) -> Profile {
     let target = Target::spawn(name, arguments);
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    profile.assert_complete(ENOUGH);
     profile
 }
 
@@ -207,7 +203,7 @@ fn cpp_templates_exceptions_and_threads() {
     let target = Target::spawn("templates", &[]);
     target.await_word("plugin");
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&[
         "shapes::Mixer<unsigned long, 20000>::mix",
         "shapes::Circle<long>::area",
@@ -381,7 +377,7 @@ fn cpython() {
             .arg(LIFE),
     );
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&["_PyEval_EvalFrameDefault"]);
 }
 
@@ -398,5 +394,5 @@ fn node() {
             .arg(LIFE),
     );
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    profile.assert_complete(ENOUGH);
 }

@@ -21,7 +21,7 @@ fn marked(text: &str, marker: &str) -> u32 {
     index.unwrap_or_else(|| panic!("no {marker}")) as u32 + 1
 }
 
-/// Fails unless `outer` is there with the two functions that it inlines, at their lines.
+/// Fails unless `outer` (qualified: it has a linkage name, unlike functions that are only inlined) is there with the two functions that it inlines, at their lines.
 fn assert_inlined(profile: &Profile) {
     let function = |name: &str| -> Vec<&Frame> {
         let named = |frame: &&Frame| {
@@ -35,8 +35,8 @@ fn assert_inlined(profile: &Profile) {
     let text = source("inlined.cpp");
     for (name, inlined) in [
         ("inlined::outer", false),
-        ("inlined::middle", true),
-        ("inlined::innermost", true),
+        ("middle<", true),
+        ("innermost", true),
     ] {
         let frames = function(name);
         assert!(!frames.is_empty(), "no {name}\n{}", profile.explain());
@@ -54,7 +54,10 @@ fn assert_inlined(profile: &Profile) {
         if let Some(text) = &text {
             let line = marked(
                 text,
-                &format!("LINE: {}", name.rsplit("::").next().unwrap()),
+                &format!(
+                    "LINE: {}",
+                    name.trim_start_matches("inlined::").trim_end_matches('<')
+                ),
             );
             assert!(
                 frames.iter().any(|frame| frame.line == Some(line)),
@@ -64,8 +67,7 @@ fn assert_inlined(profile: &Profile) {
     }
     for stack in profile.stacks.iter().filter(|stack| stack.is_complete()) {
         let names = profile.names_of(stack).join(";");
-        let order = ["inlined::outer", "inlined::middle", "inlined::innermost"]
-            .map(|name| names.find(name));
+        let order = ["inlined::outer", "middle<", "innermost"].map(|name| names.find(name));
         if order.iter().all(Option::is_some) {
             assert!(order.is_sorted(), "{names}");
         }
@@ -268,16 +270,15 @@ fn perf_map_of_node() {
     );
     let _removed = Removed(format!("/tmp/perf-{}.map", target.pid()).into());
     let profile = Agent::timed(target.pid(), 2.0).run_to_profile();
-    for function in ["jitted_leaf", "jitted_caller"] {
-        let named = |frame: &Frame| {
-            frame
-                .function
-                .as_deref()
-                .is_some_and(|name| name.contains(function))
-        };
-        let share = profile.frame_share(named);
-        assert!(share > 0.9, "{function}: {share:.3}\n{}", profile.explain());
-    }
+    // The engine may inline the leaf into its caller.
+    let named = |frame: &Frame| {
+        frame
+            .function
+            .as_deref()
+            .is_some_and(|name| name.contains("jitted_"))
+    };
+    let share = profile.frame_share(named);
+    assert!(share > 0.9, "{share:.3}\n{}", profile.explain());
 }
 
 /// Profiles `jit` with a perf map of this owner and text (a `{}` stands for the code's address).
