@@ -235,9 +235,9 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
         })
     };
     match reason {
-        Unnamed::NoModule if runs("node") => "start node with --perf-basic-prof".to_owned(),
+        Unnamed::NoModule if runs("node") => "start node with --perf-basic-prof --interpreted-frames-native-stack".to_owned(),
         Unnamed::NoModule if runs("java") => {
-            "start java with -XX:+PreserveFramePointer and let perf-map-agent write its map"
+            "start java with -XX:+PreserveFramePointer; `jcmd PID Compiler.perfmap` (JDK 17) writes the names"
                 .to_owned()
         }
         Unnamed::NoModule => "let the program's runtime write /tmp/perf-PID.map".to_owned(),

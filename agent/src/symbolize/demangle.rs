@@ -20,6 +20,14 @@ pub(super) fn demangle(name: &str) -> String {
     shorten(name.to_owned())
 }
 
+/// The name of a symbol without the version that linkers put behind it: `memcpy@@GLIBC_2.14`.
+pub(super) fn without_version(symbol: &str) -> &str {
+    match symbol.split_once('@') {
+        Some((name, version)) if !name.is_empty() && version != "plt" => name,
+        _ => symbol,
+    }
+}
+
 /// Cuts a name that is longer than [`MAX_NAME`].
 pub(super) fn shorten(mut name: String) -> String {
     if name.len() > MAX_NAME {
@@ -89,6 +97,14 @@ mod tests {
             "mycrate::foo::bar"
         );
         assert_eq!(demangle("_Zgarbage"), "_Zgarbage");
+    }
+
+    #[test]
+    fn versions_are_dropped() {
+        assert_eq!(without_version("memcpy@@GLIBC_2.14"), "memcpy");
+        assert_eq!(without_version("memcpy@GLIBC_2.2.5"), "memcpy");
+        assert_eq!(without_version("malloc@plt"), "malloc@plt");
+        assert_eq!(without_version("@"), "@");
     }
 
     #[test]
