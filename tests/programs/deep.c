@@ -56,7 +56,7 @@ OWN_FRAME uint64_t descend_2(long frames, uint64_t value, uint64_t (*at_bottom)(
 
 OWN_FRAME void on_signal(int signal) {
     (void)signal;
-    for (int i = 0; i < 20; i++)
+    for (int i = 0; i < 200; i++)
         descend_0(handler_frames, 1, bottom);
     struck = 1;
 }
