@@ -46,7 +46,6 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     )?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.children)?;
-    session.tables_ready().await;
     let clock = cpu::attach(&mut session, spec.frequency.get())?;
     let begin = Instant::now();
     subjects.release()?;
@@ -62,7 +61,9 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     .await;
     cpu::detach(&mut session)?;
     let duration = begin.elapsed();
-    session.drain(&mut |bytes, targets| samples.take(bytes, targets));
+    session
+        .finish(&mut |bytes, targets| samples.take(bytes, targets))
+        .await;
     let command = subjects.finish(ended);
     let mut profile = Profile::default();
     profile.facts = facts(&session, &spec, clock, started, duration, ended);

@@ -5,10 +5,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use agent_ebpf::unwind::{Mapping, Module as Layout, mappings};
+use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
 use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
 use aya::maps::{HashMap as BpfMap, MapData};
 
+use super::deferred::Code;
 use super::modules::{Built, Module, Modules};
 use super::sideband::Event;
 use super::tables::{self, Tables, mapping_blocks};
@@ -57,6 +58,29 @@ pub enum Error {
         /// What the kernel answered.
         source: aya::maps::MapError,
     },
+}
+
+fn no_table(mapping: &Mapping) -> bool {
+    mapping.module.table == 0
+}
+
+/// The code of one process.
+pub struct ProcessCode<'a> {
+    targets: &'a Targets,
+    tracked: &'a Tracked,
+}
+
+impl Code for ProcessCode<'_> {
+    fn mapping(&self, address: u64) -> Option<Mapping> {
+        let maps = &self.tracked.maps;
+        let after = maps.partition_point(|(map, _)| map.start <= address);
+        let (map, module) = maps.get(after.checked_sub(1)?)?;
+        (address < map.end).then(|| self.targets.entry(map, *module))
+    }
+
+    fn block(&self, table: u32, index: u32) -> Option<Block> {
+        self.targets.tables.block(table, index)
+    }
 }
 
 /// The processes in scope and their modules.
@@ -186,34 +210,44 @@ impl Targets {
         };
         let mut entries: Vec<Mapping> = Vec::with_capacity(tracked.maps.len());
         for (map, module) in &tracked.maps {
-            let (module, bias) = module
-                .and_then(|module| self.modules.placement(module, map))
-                .unwrap_or((Layout::default(), 0));
+            let entry = self.entry(map, *module);
             match entries.last_mut() {
                 // JIT code comes in many pieces that lie side by side.
-                Some(last)
-                    if module.table == 0 && last.module.table == 0 && last.end == map.start =>
-                {
-                    last.end = map.end;
+                Some(last) if no_table(last) && no_table(&entry) && last.end == entry.start => {
+                    last.end = entry.end;
                 }
-                _ => entries.push(Mapping {
-                    start: map.start,
-                    end: map.end,
-                    bias,
-                    module,
-                    ..Mapping::default()
-                }),
+                _ => entries.push(entry),
             }
         }
         if entries.len() > mappings::MAX {
             let dropped = entries.len() - mappings::MAX;
             entries.truncate(mappings::MAX);
-            *self
-                .notes
-                .entry("executable mappings beyond the table's limit".to_owned())
-                .or_default() += dropped as u64;
+            let note = "executable mappings beyond the table's limit".to_owned();
+            *self.notes.entry(note).or_default() += dropped as u64;
         }
         Ok(self.tables.put(tracked.slot, &mapping_blocks(&entries))?)
+    }
+
+    /// A mapping as the kernel programs know it.
+    fn entry(&self, map: &Map, module: Option<usize>) -> Mapping {
+        let placement = module.and_then(|module| self.modules.placement(module, map));
+        let (module, bias) = placement.unwrap_or((Layout::default(), 0));
+        Mapping {
+            start: map.start,
+            end: map.end,
+            bias,
+            module,
+            ..Mapping::default()
+        }
+    }
+
+    /// What is known of a process's code, for the walks that userspace finishes.
+    pub fn code(&self, tgid: u32) -> Option<ProcessCode<'_>> {
+        let tracked = self.list.get(self.find(tgid)?)?;
+        Some(ProcessCode {
+            targets: self,
+            tracked,
+        })
     }
 
     /// Takes in what a kernel program told of a process's life.
@@ -447,11 +481,6 @@ impl Targets {
         self.list
             .iter()
             .all(|tracked| tracked.ended || tracked.process.as_ref().is_none_or(Process::has_ended))
-    }
-
-    /// Bytes of tables in the kernel.
-    pub fn table_bytes(&self) -> u64 {
-        self.tables.bytes()
     }
 
     /// What went wrong without ending the run.
