@@ -41,6 +41,9 @@ pub struct Frame {
     pub inlined: bool,
     /// ELF virtual address within the module, or the raw address where there is no module.
     pub address: u64,
+    /// Where the function starts, as [`Frame::address`] counts: for physical functions of modules
+    /// that have no name but unwind information.
+    pub function_start: Option<u64>,
     /// Why there is no name.
     pub unnamed: Option<Unnamed>,
 }

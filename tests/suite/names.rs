@@ -21,7 +21,8 @@ fn marked(text: &str, marker: &str) -> u32 {
     index.unwrap_or_else(|| panic!("no {marker}")) as u32 + 1
 }
 
-/// Fails unless `outer` (qualified: it has a linkage name, unlike functions that are only inlined) is there with the two functions that it inlines, at their lines.
+/// Fails unless `outer` is there with the two functions that it inlines, qualified and at their
+/// lines.
 fn assert_inlined(profile: &Profile) {
     let function = |name: &str| -> Vec<&Frame> {
         let named = |frame: &&Frame| {
@@ -35,8 +36,8 @@ fn assert_inlined(profile: &Profile) {
     let text = source("inlined.cpp");
     for (name, inlined) in [
         ("inlined::outer", false),
-        ("middle<", true),
-        ("innermost", true),
+        ("inlined::middle<unsigned long>", true),
+        ("inlined::innermost", true),
     ] {
         let frames = function(name);
         assert!(!frames.is_empty(), "no {name}\n{}", profile.explain());
@@ -56,7 +57,8 @@ fn assert_inlined(profile: &Profile) {
                 text,
                 &format!(
                     "LINE: {}",
-                    name.trim_start_matches("inlined::").trim_end_matches('<')
+                    name.trim_start_matches("inlined::")
+                        .trim_end_matches("<unsigned long>")
                 ),
             );
             assert!(
@@ -67,7 +69,8 @@ fn assert_inlined(profile: &Profile) {
     }
     for stack in profile.stacks.iter().filter(|stack| stack.is_complete()) {
         let names = profile.names_of(stack).join(";");
-        let order = ["inlined::outer", "middle<", "innermost"].map(|name| names.find(name));
+        let order = ["inlined::outer", "inlined::middle<", "inlined::innermost"]
+            .map(|name| names.find(name));
         if order.iter().all(Option::is_some) {
             assert!(order.is_sorted(), "{names}");
         }

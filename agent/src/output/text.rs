@@ -44,9 +44,10 @@ fn is_jit(frame: &Frame) -> bool {
 
 /// The frame's name as one frame of a folded stack, without a mark of its kind.
 ///
-/// Without a function: `[module+0x…]`, or `[unknown]` outside every module. A kernel address is
-/// never written: it would give away where the kernel was loaded. JIT code that has no name of its
-/// own, `(anonymous)`, is told apart by its place in the source.
+/// Without a function: `[module+0x…]` with the function's start where that is known, so that all
+/// of its frames have one name, else with the address; `[unknown]` outside every module. A kernel
+/// address is never written: it would give away where the kernel was loaded. JIT code that has no
+/// name of its own, `(anonymous)`, is told apart by its place in the source.
 pub fn frame_name(frame: &Frame) -> String {
     match (&frame.function, &frame.module) {
         (Some(function), _) if function.starts_with('(') && is_jit(frame) => {
@@ -57,7 +58,10 @@ pub fn frame_name(frame: &Frame) -> String {
             let module = escape::frame(module);
             let module = module.trim_start_matches('[').trim_end_matches(']');
             match frame.space {
-                Space::User => format!("[{module}+{:#x}]", frame.address),
+                Space::User => {
+                    let start = frame.function_start.unwrap_or(frame.address);
+                    format!("[{module}+{start:#x}]")
+                }
                 Space::Kernel => format!("[{module}]"),
             }
         }

@@ -230,6 +230,7 @@ fn frame(address: u64, code: Option<Code>) -> Frame {
         line: line.filter(|&line| line != 0),
         inlined: false,
         address,
+        function_start: None,
         unnamed,
     }
 }

@@ -184,15 +184,26 @@ fn place(frame: &Frame) -> String {
     format!("{file}:{line}")
 }
 
+/// Whether `ours`, a name made from the debug information's own, is the oracle's with its scope.
+fn qualifies(ours: &str, bare: &str) -> bool {
+    let bare = demangle::source_name(bare);
+    let scope = ours.strip_suffix(&bare);
+    scope.is_some_and(|scope| scope.is_empty() || scope.ends_with("::"))
+}
+
 fn assert_as_oracle(file: &Path, named: &[Vec<Frame>], addresses: &[u64]) {
     let expected = oracle(file, addresses);
     assert_eq!(expected.len(), named.len());
     for ((named, expected), address) in named.iter().zip(&expected).zip(addresses) {
-        let named: Vec<(String, String)> = named
-            .iter()
-            .map(|frame| (frame.function.clone().unwrap_or("??".into()), place(frame)))
-            .collect();
-        assert_eq!(&named, expected, "at {address:#x}");
+        assert_eq!(named.len(), expected.len(), "at {address:#x}");
+        for (frame, (function, line)) in named.iter().zip(expected) {
+            let ours = frame.function.as_deref().unwrap_or("??");
+            assert!(
+                ours == function || frame.inlined && qualifies(ours, function),
+                "{ours} is not {function} at {address:#x}"
+            );
+            assert_eq!(&place(frame), line, "at {address:#x}");
+        }
     }
 }
 

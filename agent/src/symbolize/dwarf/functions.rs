@@ -239,7 +239,7 @@ fn is_type(tag: gimli::DwTag) -> bool {
 }
 
 /// Passes over the attributes; the entry after all children if one of them tells.
-fn sibling(
+pub(super) fn sibling(
     entries: &mut EntriesRaw<'_, '_, Pages<'_>>,
     abbreviation: &Abbreviation,
 ) -> Result<Option<UnitOffset>> {

@@ -8,6 +8,7 @@ mod clock;
 mod functions;
 mod lines;
 mod names;
+mod scopes;
 mod units;
 
 use std::collections::HashMap;
@@ -37,7 +38,7 @@ pub(super) struct Site {
     pub(super) file: Option<String>,
     /// Line, from 1.
     pub(super) line: Option<u32>,
-    /// Whether the name is the bare one of the source, without its scope and parameters.
+    /// Whether the name is put together from those of the source, without parameters.
     pub(super) bare: bool,
 }
 

@@ -145,7 +145,61 @@ fn bare_names_of_functions_that_are_not_visible() {
         all.clone()
             .all(|names| names.last() == Some(&"(anonymous namespace)::hidden()"))
     );
-    assert!(all.clone().any(|names| names[0] == "in"));
+    assert!(
+        all.clone()
+            .any(|names| names[0] == "(anonymous namespace)::in")
+    );
+}
+
+#[test]
+fn inlined_functions_are_qualified() {
+    let source = r#"
+#define INLINE inline __attribute__((always_inline))
+volatile long sink;
+namespace one { inline namespace v2 {
+template <typename T> struct Box {
+  struct Lid { static INLINE void shut(T x) { sink += x; } };
+  INLINE void fill(T x) { Lid::shut(x); sink -= x; }
+};
+static INLINE void loose(long x) { Box<unsigned long> box; box.fill(x); sink += 3; }
+} }
+static INLINE void top(long x) {
+  struct Local { static INLINE void inner(long x) { sink *= x; one::loose(x); } };
+  Local::inner(x);
+}
+int main(int argc, char **) { top(argc); return 0; }
+"#;
+    for flags in [
+        "-gdwarf-5",
+        "-gdwarf-4",
+        "-g -fdebug-types-section",
+        "-g -flto",
+    ] {
+        let program = build("p.cc", source, &format!("g++ -O1 {flags} p.cc -o program"));
+        let addresses = addresses(&program.path, &["main"], 1);
+        let named = program.name(&addresses);
+        let all: Vec<&str> = named.iter().flat_map(|frames| names(frames)).collect();
+        for (part, name) in [
+            ("shut", "one::v2::Box<unsigned long>::Lid::shut"),
+            ("fill", "one::v2::Box<unsigned long>::fill"),
+            ("loose", "one::v2::loose"),
+            ("inner", "top::Local::inner"),
+            ("top", "top"),
+        ] {
+            let found = all.iter().filter(|found| found.contains(part));
+            // A linkage name brings the parameters.
+            let strip = |found: &&str| found.split('(').next() == Some(name);
+            assert!(found.clone().count() > 0, "{flags}: no {part} in {all:?}");
+            assert!(
+                part == "top" || part == "inner" || found.clone().all(|found| strip(found)),
+                "{flags}: {part} in {all:?}"
+            );
+            assert!(
+                found.clone().any(|found| strip(found)),
+                "{flags}: no {name} in {all:?}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -180,7 +234,16 @@ fn exported_names_only_and_none_at_all() {
     assert_eq!(frame("plain_c").function.as_deref(), Some("plain_c"));
     assert_eq!(frame("local_static").unnamed, Some(Unnamed::NotCovered));
 
-    let bare = Program::cpp("g++ -O2 -static p.cc -o program; strip program");
+    let bare = Program::cpp("g++ -O2 -static p.cc -o full; cp full program; strip program");
+    let full = functions(&bare.path("full"));
+    let (start, size, _) = full
+        .iter()
+        .find(|(_, _, name)| name.contains("local_static"))
+        .unwrap();
+    for named in bare.name(&[*start, start + 1, start + size - 1]) {
+        assert_eq!(named[0].function_start, Some(*start));
+        assert_eq!(named[0].unnamed, Some(Unnamed::NoSymbols));
+    }
     assert_eq!(
         bare.name(&[0x40_1000])[0][0].unnamed,
         Some(Unnamed::NoSymbols)
