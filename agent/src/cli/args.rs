@@ -7,13 +7,19 @@ use clap_complete::Shell;
 
 use super::profile_args::ProfileArgs;
 
-/// Sees where a running Linux process spends its time, without restarting it
+/// Shows where a running Linux process spends its time, without restarting it
 #[derive(Debug, Parser)]
 #[command(
     name = "agent",
     version,
     max_term_width = 100,
-    propagate_version = true
+    propagate_version = true,
+    after_help = "\
+Examples:
+  sudo agent profile --pid 4242         a flame graph of 30 s of a running process
+  sudo agent profile -- ./server -p 80  of a program, from its first instruction to its exit
+
+`agent COMMAND --help` has more. The agent needs root or the capabilities that it names."
 )]
 pub struct Args {
     /// What to do.
@@ -64,7 +70,7 @@ pub struct TargetArgs {
     /// Process to look at, with all its threads; may be repeated
     #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
     pub pid: Vec<u32>,
-    /// Follow the processes that it starts from now on, too
+    /// Its child processes too: those that it has and those that it starts later
     #[arg(short, long)]
     pub children: bool,
     /// How long: 10s, 500ms, 2m; a bare number is seconds [default: 30s with --pid; with a
