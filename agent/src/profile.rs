@@ -11,6 +11,9 @@ pub type FrameId = u32;
 /// Index into [`Profile::stacks`].
 pub type StackId = u32;
 
+/// [`Frame::module`] of code that a JIT compiler made and listed in its perf map.
+pub const JIT_MODULE: &str = "[jit]";
+
 /// Where a frame's code lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
