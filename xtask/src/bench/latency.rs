@@ -222,7 +222,7 @@ fn perf_times(bench: &Bench, pid: u32) -> Result<(f64, f64)> {
 fn bee_times(bench: &Bench, pid: u32) -> Result<(f64, f64)> {
     let svg = bench.scratch.file("svg");
     let running = peers::bee(pid, HERTZ, &svg).start(&bench.scratch)?;
-    let start = milliseconds(running.started.elapsed());
+    let start = milliseconds(running.ready_at.duration_since(running.started));
     let end = finish(bench, running)?;
     fs::metadata(&svg).context("no flame graph was written")?;
     Ok((start, end))

@@ -37,7 +37,7 @@ impl Redis {
         ]);
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
         let mut server = Running::start(&mut command, &bench.scratch)?;
-        server.ready(Some("Ready to accept"))?;
+        server.ready("Ready to accept")?;
         let mut redis = Self {
             server,
             port,

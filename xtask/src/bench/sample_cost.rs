@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const HERTZ: u32 = 199;
 /// `descend` calls: with main, bottom and the three frames below main a stack of 13.
@@ -70,6 +70,11 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
 /// Runs a profiler; gives the nanoseconds per run of its programs on the busy CPUs.
 fn per_run(tool: &Tool, bench: &Bench) -> Result<f64> {
     let running = tool.start(&bench.scratch)?;
+    // On CPUs that are all taken the start may be slow.
+    let deadline = Instant::now() + END;
+    while machine::bpf_runs(running.pid()).1 == 0 && Instant::now() < deadline {
+        sleep(Duration::from_millis(10));
+    }
     sleep(Duration::from_millis(300));
     let before = machine::bpf_runs(running.pid());
     sleep(Duration::from_millis(bench.choose(3000, 1000)));

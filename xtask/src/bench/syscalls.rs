@@ -54,7 +54,9 @@ fn contenders(bench: &Bench, pid: u32) -> Vec<Tool> {
         Tool::new("bpftrace, counting failures", &["bpftrace", "-e", &script])
             .with_tracefs()
             .ready_at("Attaching"),
-        Tool::new("perf trace -s", &["perf", "trace", "-s", "-p", &number]).with_tracefs(),
+        Tool::new("perf trace -s", &["perf", "trace", "-s", "-p", &number])
+            .with_tracefs()
+            .slow(Duration::from_secs(2)),
         Tool::new("strace -c", &["strace", "-f", "-c", "-p", &number]).ready_at("attached"),
     ]
 }

@@ -26,7 +26,7 @@ pub(crate) fn start(name: &str, arguments: &[&str], scratch: &Scratch) -> Result
     )
 }
 
-/// The same on one CPU, before everything else there.
+/// The same on one CPU.
 ///
 /// # Errors
 /// As [`start`].
@@ -36,8 +36,8 @@ pub(crate) fn start_on(
     arguments: &[&str],
     scratch: &Scratch,
 ) -> Result<Running> {
-    let mut command = Command::new("nice");
-    command.args(["-n", "-15", "taskset", "-c", &cpu.to_string()]);
+    let mut command = Command::new("taskset");
+    command.args(["-c", &cpu.to_string()]);
     start_command(
         command.arg(program(name)).arg(LIFE).args(arguments),
         scratch,
@@ -61,6 +61,6 @@ pub(crate) fn start_script(words: &[&str], script: &str, scratch: &Scratch) -> R
 
 fn start_command(command: &mut Command, scratch: &Scratch) -> Result<Running> {
     let mut running = Running::start(command, scratch)?;
-    running.ready(Some("ready"))?;
+    running.ready("ready")?;
     Ok(running)
 }

@@ -33,8 +33,10 @@ pub(crate) struct Tool {
     pub(crate) name: String,
     /// Program and arguments.
     pub(crate) words: Vec<String>,
-    /// What it writes when it is ready; without it, half a second is enough.
+    /// What it writes when it is ready.
     ready: Option<&'static str>,
+    /// How long it takes after that, or without it after its start, until it does its work.
+    settle: Duration,
     /// Whether it needs tracefs: it gets a mount namespace of its own with one.
     tracefs: bool,
     /// Why it cannot run here, if that is known.
@@ -42,12 +44,13 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
-    /// A tool that is ready half a second after its start.
+    /// A tool that works half a second after its start.
     pub(crate) fn new(name: &str, words: &[&str]) -> Self {
         Self {
             name: name.to_owned(),
             words: words.iter().map(|&word| word.to_owned()).collect(),
             ready: None,
+            settle: Duration::from_millis(500),
             tracefs: false,
             absent: None,
         }
@@ -56,6 +59,12 @@ impl Tool {
     /// The same with tracefs mounted, for it alone.
     pub(crate) fn with_tracefs(mut self) -> Self {
         self.tracefs = true;
+        self
+    }
+
+    /// The same, which takes longer until it does its work.
+    pub(crate) fn slow(mut self, settle: Duration) -> Self {
+        self.settle = settle;
         self
     }
 
@@ -92,7 +101,11 @@ impl Tool {
     /// It cannot be started, or ends at once: the error holds its last line.
     pub(crate) fn start(&self, scratch: &Scratch) -> Result<Running> {
         let mut running = self.launch(scratch)?;
-        running.ready(self.ready)?;
+        if let Some(word) = self.ready {
+            running.ready(word)?;
+        }
+        running.ready_at = Instant::now();
+        running.rest(self.settle)?;
         Ok(running)
     }
 
@@ -123,6 +136,8 @@ pub(crate) struct Running {
     reaped: bool,
     /// When it was started.
     pub(crate) started: Instant,
+    /// When it said that it was ready.
+    pub(crate) ready_at: Instant,
 }
 
 impl Running {
@@ -149,6 +164,7 @@ impl Running {
             line,
             reaped: false,
             started,
+            ready_at: started,
         })
     }
 
@@ -164,30 +180,33 @@ impl Running {
             .unwrap_or_default()
     }
 
-    /// Waits until it wrote `word`, or half a second.
+    /// Waits until it wrote `word`.
     ///
     /// # Errors
     /// It ended, or did not write it in time.
-    pub(crate) fn ready(&mut self, word: Option<&str>) -> Result<()> {
-        let limit = if word.is_some() {
-            READY
-        } else {
-            Duration::from_millis(500)
-        };
-        let deadline = self.started + limit;
-        while Instant::now() < deadline {
+    pub(crate) fn ready(&mut self, word: &str) -> Result<()> {
+        while self.started.elapsed() < READY {
             if self.reap()?.is_some() {
                 return Err(self.failed("ended at once"));
             }
-            if word.is_some_and(|word| self.said().contains(word)) {
+            if self.said().contains(word) {
                 return Ok(());
             }
             sleep(POLL);
         }
-        match word {
-            Some(word) => Err(self.failed(&format!("did not say `{word}`"))),
-            None => Ok(()),
+        Err(self.failed(&format!("did not say `{word}`")))
+    }
+
+    /// Lets it run for a while.
+    ///
+    /// # Errors
+    /// It ended.
+    fn rest(&mut self, time: Duration) -> Result<()> {
+        sleep(time);
+        if self.reap()?.is_some() {
+            return Err(self.failed("ended at once"));
         }
+        Ok(())
     }
 
     /// Asks it to end, as Ctrl-C does, and waits for its end.
