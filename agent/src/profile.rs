@@ -160,6 +160,8 @@ pub struct Facts {
     pub cpus: u32,
     /// Start of the run, seconds since the epoch.
     pub started: u64,
+    /// Milliseconds from the agent's start until the clock ran on every CPU.
+    pub start_ms: f64,
     /// Time sampled, in seconds.
     pub duration_seconds: f64,
     /// Processes in scope, each with its name.

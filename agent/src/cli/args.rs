@@ -50,7 +50,7 @@ pub enum Command {
 /// How much to say on standard error.
 #[derive(Clone, Copy, Debug, Default, ClapArgs)]
 pub struct Verbosity {
-    /// Say more; twice for the diagnostics of the kernel programs
+    /// Say more: what was attached, and how long it took
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     pub verbose: u8,
     /// Say nothing but errors: no progress, no summary

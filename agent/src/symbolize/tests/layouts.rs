@@ -191,13 +191,10 @@ int main(int argc, char **) { top(argc); return 0; }
             let strip = |found: &&str| found.split('(').next() == Some(name);
             assert!(found.clone().count() > 0, "{flags}: no {part} in {all:?}");
             assert!(
-                part == "top" || part == "inner" || found.clone().all(|found| strip(found)),
+                part == "top" || part == "inner" || found.clone().all(&strip),
                 "{flags}: {part} in {all:?}"
             );
-            assert!(
-                found.clone().any(|found| strip(found)),
-                "{flags}: no {name} in {all:?}"
-            );
+            assert!(found.clone().any(strip), "{flags}: no {name} in {all:?}");
         }
     }
 }
