@@ -29,7 +29,6 @@ const UNUSED_MAPS: &[&str] = &[];
 /// # Errors
 /// Whatever keeps the run from starting, or its outputs from being written.
 pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
-    let called = Instant::now();
     let entered = Instant::now();
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
@@ -58,6 +57,9 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let clock = cpu::attach(&mut session, spec.frequency.get())?;
     let begin = Instant::now();
     let start_ms = begin.duration_since(entered).as_secs_f64() * 1e3;
+    if verbosity.verbose > 0 {
+        say_start(&session, clock, start_ms);
+    }
     subjects.release()?;
     let mut samples = Samples::default();
     let ended = sample(
@@ -75,14 +77,11 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         .finish(&mut |bytes, targets| samples.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
-    let mut profile = Profile::default();
-    profile.facts = Facts {
+    let facts = Facts {
         start_ms,
         ..facts(&session, &spec, clock, started, duration, ended)
     };
-    naming::name(&mut profile, &samples, session.targets());
-    profile.accounting = accounting(&session, &samples, &profile.facts);
-    profile.cost = cost(&session, &profile.accounting);
+    let profile = model(&session, &samples, facts, verbosity);
     let files = write(outputs, &profile)?;
     if !verbosity.quiet {
         say_summary(&profile, &files);
@@ -182,15 +181,14 @@ fn facts(
     }
 }
 
-/// What `--verbose` tells when the clock has started.
-fn say_start(session: &Attached, clock: Clock, since_call: Duration) {
+/// What `--verbose` tells when the clock has started, `start_ms` milliseconds after the call.
+fn say_start(session: &Attached, clock: Clock, start_ms: f64) {
     eprintln!(
-        "{}: sampling by {} on {} CPUs, {:.0} ms after the call; {} processes, {} mapped files, \
-         {:.1} MB of BPF maps",
+        "{}: sampling by {} on {} CPUs, {start_ms:.0} ms after the call; \
+         processes: {}, mapped files: {}, BPF maps: {:.1} MB",
         session.kernel().name,
         clock.name(),
         session.kernel().cpus.len(),
-        since_call.as_secs_f64() * 1e3,
         session.targets().list().len(),
         session.targets().modules().len(),
         session.map_bytes() as f64 / 1e6,

@@ -273,7 +273,7 @@ fn beyond_the_sum(profile: &Profile) -> Vec<String> {
         ));
     }
     for (cause, count) in accounting.notes.iter().filter(|(_, count)| **count > 0) {
-        parts.push(format!("{} {count}", text::words(cause)));
+        parts.push(format!("{} {count}", escape::plain(cause)));
     }
     if parts.is_empty() {
         return Vec::new();
