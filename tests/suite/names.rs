@@ -193,6 +193,32 @@ fn rust_is_demangled_and_inlined() {
 }
 
 #[test]
+fn stripped_go() {
+    let _alone = alone();
+    let profile = profile_of("goprog-stripped");
+    profile.assert_names(&["main.churn", "main.recurse", "main.grow"]);
+    let in_source = |frame: &&Frame| {
+        let file = frame.file.as_deref();
+        frame.function.as_deref() == Some("main.churn")
+            && file.is_some_and(|file| file.ends_with("goprog.go"))
+    };
+    let mut lines = profile
+        .frames
+        .iter()
+        .filter(in_source)
+        .map(|frame| frame.line);
+    let Some(text) = source("goprog.go") else {
+        return;
+    };
+    let line = marked(&text, "value*0x2545f491");
+    assert!(
+        lines.any(|found| found == Some(line)),
+        "{}",
+        profile.explain()
+    );
+}
+
+#[test]
 fn kernel_functions() {
     let _alone = alone();
     let profile = profile_of("kern");
