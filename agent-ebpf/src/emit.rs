@@ -126,7 +126,7 @@ fn deferred(slot: u32, scratch: &mut Scratch) -> bool {
     deferred.record.stack_bytes = bytes;
     let size = size_of::<DeferredRecord>() as u64 + (bytes as u64 & STACK_MASK);
     // SAFETY: the stack follows the record, and its size is below its room.
-    unsafe { output(&raw const *deferred, size, Wake::WhenFull) }
+    unsafe { output(&raw const *deferred, size, Wake::Now) }
 }
 
 /// Bytes of a page, the granularity of what can be read.

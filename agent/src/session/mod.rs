@@ -11,7 +11,8 @@ pub mod target;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
@@ -34,6 +35,8 @@ static BYTECODE: &[u8] = aya::include_bytes_aligned!("../../bpf/agent.bpf.o");
 const TICK: Duration = Duration::from_millis(100);
 /// Shortest time between two looks: a busy host must not keep us busy.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Longest time that the start of the clock waits for unwind tables.
+const TABLES_WAIT: Duration = Duration::from_millis(100);
 /// Looks at the ring buffer that a walk into unknown code waits for the mapping to become known;
 /// one that waits for a table waits for as long as tables are being built.
 const LOOKS: u32 = 3;
@@ -123,7 +126,7 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         for (name, value) in &globals.words {
-            loader.override_global(*name, value, true);
+            loader.override_global(name, value, true);
         }
         loader.override_global("HASH_SEED", &globals.hash_seed, true);
         if !needs.stacks {
@@ -369,6 +372,26 @@ impl Attached {
         &self.targets
     }
 
+    /// Makes tables ready for a program that is about to be started.
+    ///
+    /// # Errors
+    /// When no slot is left.
+    pub fn expect(&mut self, program: &Path) -> Result<(), Error> {
+        Ok(self.targets.expect(program)?)
+    }
+
+    /// Waits for the unwind tables of what is mapped now, for a moment at most: walks that come
+    /// to code without one are finished later, but only as far as the copy of the stack goes.
+    pub async fn tables_ready(&mut self) {
+        let deadline = Instant::now() + TABLES_WAIT;
+        while self.targets.pending() > 0 {
+            match tokio::time::timeout_at(deadline.into(), self.targets.next_built()).await {
+                Ok(built) => self.targets.install(built),
+                Err(_) => break,
+            }
+        }
+    }
+
     /// Waits for news, for a short while at most, and takes them in. Records that are not about
     /// the life of processes go to `sink`, with the targets as they were then.
     pub async fn pump(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
@@ -397,10 +420,15 @@ impl Attached {
                         let _ = self.watch.add(fd);
                     }
                 }
-                None => match Deferred::decode(&item) {
-                    Some(deferred) => self.deferred.push((deferred, 0)),
-                    None => sink(&item, &self.targets),
-                },
+                None => {
+                    if let Some(tgid) = word(&item, 4) {
+                        self.targets.ensure(tgid);
+                    }
+                    match Deferred::decode(&item) {
+                        Some(deferred) => self.deferred.push((deferred, 0)),
+                        None => sink(&item, &self.targets),
+                    }
+                }
             }
         }
         let targets = &mut self.targets;
@@ -468,17 +496,21 @@ impl Attached {
 /// Bytes that the ring buffer puts before each record (`BPF_RINGBUF_HDR_SZ`).
 const RING_HEADER: u64 = 8;
 
+/// The `u32` at an offset. Every record begins with its kind and the process's thread-group id.
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
 fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
-    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let kind = word(0)?;
+    let kind = word(bytes, 0)?;
     if !matches!(kind, record::FORK | record::EXEC | record::EXIT) {
         return None;
     }
     Some(ProcessRecord {
         kind,
-        tgid: word(4)?,
-        parent: word(8)?,
-        visible: word(12)?,
+        tgid: word(bytes, 4)?,
+        parent: word(bytes, 8)?,
+        visible: word(bytes, 12)?,
     })
 }
 
