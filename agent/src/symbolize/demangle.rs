@@ -12,10 +12,10 @@ const MAX_DEPTH: u32 = 96;
 /// The name as a programmer wrote it: C++ with parameters, Rust without the hash; anything else
 /// (C, Go) as it is. At most [`MAX_NAME`] bytes, ending in `…` if there were more.
 pub(super) fn demangle(name: &str) -> String {
-    if name.len() <= 2 * MAX_NAME {
-        if let Some(name) = rust(name).or_else(|| cpp(name)) {
-            return name;
-        }
+    if name.len() <= 2 * MAX_NAME
+        && let Some(name) = rust(name).or_else(|| cpp(name))
+    {
+        return name;
     }
     shorten(name.to_owned())
 }

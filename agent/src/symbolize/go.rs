@@ -66,10 +66,7 @@ impl<'a, F: ReadAt + ?Sized> Table<'a, F> {
             file: files
                 .value(function.start, pc)
                 .and_then(|file| self.path(&function, file)),
-            line: lines
-                .value(function.start, pc)
-                .and_then(|line| u32::try_from(line).ok())
-                .filter(|&line| line != 0),
+            line: lines.value(function.start, pc).filter(|&line| line != 0),
             bare: false,
         };
         let mut sites = Vec::new();

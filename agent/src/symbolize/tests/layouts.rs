@@ -179,25 +179,22 @@ int main(int argc, char **) { top(argc); return 0; }
         let addresses = addresses(&program.path, &["main"], 1);
         let named = program.name(&addresses);
         let all: Vec<&str> = named.iter().flat_map(|frames| names(frames)).collect();
-        for (part, name) in [
-            ("shut", "one::v2::Box<unsigned long>::Lid::shut"),
-            ("fill", "one::v2::Box<unsigned long>::fill"),
-            ("loose", "one::v2::loose"),
-            ("inner", "top::Local::inner"),
-            ("top", "top"),
+        for name in [
+            "one::v2::Box<unsigned long>::Lid::shut",
+            "one::v2::Box<unsigned long>::fill",
+            "one::v2::loose",
+            "top::Local::inner",
+            "top",
         ] {
-            let found = all.iter().filter(|found| found.contains(part));
+            let last = name.rsplit("::").next().unwrap();
             // A linkage name brings the parameters.
-            let strip = |found: &&str| found.split('(').next() == Some(name);
-            assert!(found.clone().count() > 0, "{flags}: no {part} in {all:?}");
-            assert!(
-                part == "top" || part == "inner" || found.clone().all(|found| strip(found)),
-                "{flags}: {part} in {all:?}"
-            );
-            assert!(
-                found.clone().any(|found| strip(found)),
-                "{flags}: no {name} in {all:?}"
-            );
+            let found = all.iter().filter_map(|found| found.split('(').next());
+            let found: Vec<&str> = found
+                .filter(|found| found.rsplit("::").next() == Some(last))
+                .collect();
+            assert!(!found.is_empty(), "{flags}: no {name} in {all:?}");
+            let bare = found.iter().find(|&&found| found != name);
+            assert_eq!(bare, None, "{flags}: {name}");
         }
     }
 }
