@@ -33,6 +33,7 @@ fn facts() -> Facts {
         frequency: 99,
         cpus: 2,
         started: 1_795_258_700,
+        start_ms: 62.5,
         duration_seconds: 2.0,
         targets: vec![TargetFacts {
             pid: 4242,

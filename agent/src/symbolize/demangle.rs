@@ -61,6 +61,14 @@ fn replace_words(text: &str, from: &str, to: &str) -> String {
     replaced
 }
 
+/// The name of a symbol without the version that linkers put behind it: `memcpy@@GLIBC_2.14`.
+pub(super) fn without_version(symbol: &str) -> &str {
+    match symbol.split_once('@') {
+        Some((name, version)) if !name.is_empty() && version != "plt" => name,
+        _ => symbol,
+    }
+}
+
 /// Cuts a name that is longer than [`MAX_NAME`].
 pub(super) fn shorten(mut name: String) -> String {
     if name.len() > MAX_NAME {
@@ -140,6 +148,14 @@ mod tests {
             "f<unsigned long, short, my_long int, unsigned int>"
         );
         assert_eq!(source_name("operator long long int"), "operator long long");
+    }
+
+    #[test]
+    fn versions_are_dropped() {
+        assert_eq!(without_version("memcpy@@GLIBC_2.14"), "memcpy");
+        assert_eq!(without_version("memcpy@GLIBC_2.2.5"), "memcpy");
+        assert_eq!(without_version("malloc@plt"), "malloc@plt");
+        assert_eq!(without_version("@"), "@");
     }
 
     #[test]

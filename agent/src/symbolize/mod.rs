@@ -208,7 +208,9 @@ fn is_missing(sites: &[Site]) -> bool {
 /// Names the physical function after its symbol. A part that the compiler split off (`name.cold`)
 /// keeps the bare name that the debug information gives it.
 fn set_name(sites: &mut Vec<Site>, symbol: Option<&str>) {
-    let Some(symbol) = symbol else { return };
+    let Some(symbol) = symbol.map(demangle::without_version) else {
+        return;
+    };
     let name = demangle::demangle(symbol);
     match sites.last_mut() {
         Some(physical) if is_part(symbol, physical.function.as_deref()) => {}
