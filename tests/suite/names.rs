@@ -1,5 +1,6 @@
 //! Functions have their names, wherever the names are kept.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -216,6 +217,30 @@ fn stripped_go() {
         "{}",
         profile.explain()
     );
+}
+
+/// A program without names: the addresses within a function still count as one.
+#[test]
+fn unnamed_functions_are_told_apart() {
+    let _alone = alone();
+    let profile = profile_of("split-stripped");
+    let mut shares: BTreeMap<&str, u64> = BTreeMap::new();
+    for stack in &profile.stacks {
+        let leaf = profile
+            .frames_of(stack)
+            .rfind(|frame| frame.space == "user");
+        let start = leaf.and_then(|frame| frame.function_start.as_deref());
+        *shares.entry(start.unwrap_or("none")).or_default() += stack.count;
+    }
+    let mut shares: Vec<u64> = shares.into_values().collect();
+    shares.sort_unstable_by(|one, other| other.cmp(one));
+    let all = profile.samples() as f64;
+    for (share, wanted) in shares.iter().zip([0.5, 0.3, 0.2]) {
+        let share = *share as f64 / all;
+        let near = (share - wanted).abs() < 0.1;
+        assert!(near, "{share} is not {wanted}\n{}", profile.explain());
+    }
+    assert!(shares.len() >= 3, "{shares:?}");
 }
 
 #[test]
