@@ -13,7 +13,9 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("agent: {error:#}");
-            let usage = error.downcast_ref::<agent::cli::spec::SpecError>().is_some();
+            let usage = error
+                .downcast_ref::<agent::cli::spec::SpecError>()
+                .is_some();
             ExitCode::from(if usage { Exit::Usage } else { Exit::Failed })
         }
     }
@@ -25,12 +27,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
             let spec = profile_args.resolve()?;
             runtime()?.block_on(profile::run(spec, args.verbosity))
         }
-        Command::Completions { shell } => {
-            print(&generate::completions(shell))
-        }
-        Command::Man { subcommand } => {
-            print(&generate::man(subcommand.as_deref())?)
-        }
+        Command::Completions { shell } => print(&generate::completions(shell)),
+        Command::Man { subcommand } => print(&generate::man(subcommand.as_deref())?),
     }
 }
 
@@ -40,5 +38,7 @@ fn print(bytes: &[u8]) -> anyhow::Result<u8> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }

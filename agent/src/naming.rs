@@ -34,7 +34,11 @@ type Names = HashMap<(Place, u64), Vec<FrameId>>;
 
 /// Writes the samples into the profile, named.
 pub fn name(profile: &mut Profile, samples: &Samples, targets: &Targets) {
-    let mut keys: Vec<(&Key, u64)> = samples.counts.iter().map(|(key, &count)| (key, count)).collect();
+    let mut keys: Vec<(&Key, u64)> = samples
+        .counts
+        .iter()
+        .map(|(key, &count)| (key, count))
+        .collect();
     keys.sort_unstable();
     let mut addresses = Addresses::new();
     for (key, _) in &keys {
@@ -46,7 +50,10 @@ pub fn name(profile: &mut Profile, samples: &Samples, targets: &Targets) {
     }
     let names = name_addresses(profile, &addresses, targets);
     for (key, count) in keys {
-        let (Some(stack), Some(tracked)) = (samples.stacks.get(&key.stack), targets.list().get(key.process)) else {
+        let (Some(stack), Some(tracked)) = (
+            samples.stacks.get(&key.stack),
+            targets.list().get(key.process),
+        ) else {
             continue;
         };
         profile.stacks.push(Stack {
@@ -71,10 +78,14 @@ fn text(samples: &Samples, id: u32) -> String {
 /// The addresses of a stack, root first. Those of calls in the kernel are return addresses, which
 /// may already belong to the next function.
 fn places(process: usize, stack: &RawStack) -> impl Iterator<Item = (Place, u64)> {
-    let user = stack.user.iter().rev().map(move |&packed| match frame::module(packed) {
-        0 => (Place::Process(process), frame::address(packed)),
-        slot => (Place::Module(slot), frame::address(packed)),
-    });
+    let user = stack
+        .user
+        .iter()
+        .rev()
+        .map(move |&packed| match frame::module(packed) {
+            0 => (Place::Process(process), frame::address(packed)),
+            slot => (Place::Module(slot), frame::address(packed)),
+        });
     let kernel = stack.kernel.iter().enumerate().rev();
     user.chain(kernel.map(|(depth, &address)| (Place::Kernel, address - u64::from(depth > 0))))
 }
@@ -87,7 +98,8 @@ fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Target
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 // A lock is poisoned only if a worker panicked: its part stays unnamed.
-                while let Some((&place, set)) = queue.lock().ok().and_then(|mut queue| queue.next()) {
+                while let Some((&place, set)) = queue.lock().ok().and_then(|mut queue| queue.next())
+                {
                     let sorted: Vec<u64> = set.iter().copied().collect();
                     let frames = name_place(place, &sorted, targets);
                     if let Ok(mut done) = done.lock() {
@@ -102,7 +114,10 @@ fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Target
     done.sort_by_key(|(place, ..)| *place);
     for (place, sorted, frames) in done {
         for (address, functions) in sorted.into_iter().zip(frames) {
-            let ids = functions.into_iter().map(|frame| profile.intern(frame)).collect();
+            let ids = functions
+                .into_iter()
+                .map(|frame| profile.intern(frame))
+                .collect();
             names.insert((place, address), ids);
         }
     }
@@ -129,7 +144,12 @@ fn name_place(place: Place, addresses: &[u64], targets: &Targets) -> Vec<Vec<Fra
 
 fn name_module(module: &Module, addresses: &[u64]) -> Vec<Vec<Frame>> {
     let Some(file) = &module.file else {
-        return unnamed(addresses, Space::User, Some(&module.name), Unnamed::FileUnavailable);
+        return unnamed(
+            addresses,
+            Space::User,
+            Some(&module.name),
+            Unnamed::FileUnavailable,
+        );
     };
     let debug = module.roots.of_module(Path::new(&module.path));
     symbolize::module(file, &module.name, &debug, addresses)
@@ -143,7 +163,12 @@ fn name_jit(tracked: &Tracked, addresses: &[u64]) -> Option<Vec<Vec<Frame>>> {
     Some(symbolize::perf_map(&file, addresses))
 }
 
-fn unnamed(addresses: &[u64], space: Space, module: Option<&str>, reason: Unnamed) -> Vec<Vec<Frame>> {
+fn unnamed(
+    addresses: &[u64],
+    space: Space,
+    module: Option<&str>,
+    reason: Unnamed,
+) -> Vec<Vec<Frame>> {
     let frame = |&address: &u64| {
         vec![Frame {
             space,

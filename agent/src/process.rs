@@ -24,7 +24,9 @@ pub enum Error {
         pid: u32,
     },
     /// It has ended and waits for its parent.
-    #[error("process {pid} ({comm}) is a zombie: it has ended and only waits for its parent {parent} to reap it")]
+    #[error(
+        "process {pid} ({comm}) is a zombie: it has ended and only waits for its parent {parent} to reap it"
+    )]
     Zombie {
         /// The id given.
         pid: u32,
@@ -34,7 +36,9 @@ pub enum Error {
         parent: u32,
     },
     /// It is part of the kernel.
-    #[error("process {pid} ({comm}) is a kernel thread: it has no program to profile; use `perf top` for the kernel itself")]
+    #[error(
+        "process {pid} ({comm}) is a kernel thread: it has no program to profile; use `perf top` for the kernel itself"
+    )]
     KernelThread {
         /// The id given.
         pid: u32,
@@ -42,7 +46,9 @@ pub enum Error {
         comm: String,
     },
     /// The kernel does not let this user look at it.
-    #[error("no permission to look at process {pid}, which belongs to uid {uid}; run as root: `sudo agent …`")]
+    #[error(
+        "no permission to look at process {pid}, which belongs to uid {uid}; run as root: `sudo agent …`"
+    )]
     Permission {
         /// The id given.
         pid: u32,
@@ -137,14 +143,23 @@ impl Process {
             pidfd,
             root: root.ok(),
             own_pid: namespace_pid(pid).unwrap_or(pid),
-            uid: fs::metadata(proc_path(pid, "")).map(|meta| meta.uid()).unwrap_or(0),
+            uid: fs::metadata(proc_path(pid, ""))
+                .map(|meta| meta.uid())
+                .unwrap_or(0),
         };
         let stat = process.stat()?;
         if stat.flags & PF_KTHREAD != 0 {
-            return Err(Error::KernelThread { pid, comm: stat.comm });
+            return Err(Error::KernelThread {
+                pid,
+                comm: stat.comm,
+            });
         }
         if stat.state == 'Z' || stat.state == 'X' {
-            return Err(Error::Zombie { pid, comm: stat.comm, parent: stat.parent });
+            return Err(Error::Zombie {
+                pid,
+                comm: stat.comm,
+                parent: stat.parent,
+            });
         }
         Ok(process)
     }
@@ -152,9 +167,17 @@ impl Process {
     fn open_failed(pid: u32, error: io::Error) -> Error {
         let leader = status_field(pid, "Tgid:");
         match leader {
-            Some(leader) if leader != pid => Error::Thread { tid: pid, pid: leader },
-            _ if error.raw_os_error() == Some(libc::ESRCH) || leader.is_none() => Error::NotFound(pid),
-            _ => Error::Read { path: proc_path(pid, "stat"), source: error },
+            Some(leader) if leader != pid => Error::Thread {
+                tid: pid,
+                pid: leader,
+            },
+            _ if error.raw_os_error() == Some(libc::ESRCH) || leader.is_none() => {
+                Error::NotFound(pid)
+            }
+            _ => Error::Read {
+                path: proc_path(pid, "stat"),
+                source: error,
+            },
         }
     }
 
@@ -186,7 +209,10 @@ impl Process {
     pub fn stat(&self) -> Result<Stat, Error> {
         let path = proc_path(self.pid, "stat");
         let text = fs::read(&path).map_err(|_| Error::NotFound(self.pid))?;
-        parse_stat(&text).ok_or_else(|| Error::Read { path, source: io::ErrorKind::InvalidData.into() })
+        parse_stat(&text).ok_or_else(|| Error::Read {
+            path,
+            source: io::ErrorKind::InvalidData.into(),
+        })
     }
 
     /// Path of its program, as it sees it; `None` when it cannot be read.
@@ -206,11 +232,17 @@ impl Process {
     pub fn maps(&self) -> Result<Vec<Map>, Error> {
         let path = proc_path(self.pid, "maps");
         let text = fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => Error::Permission { pid: self.pid, uid: self.uid() },
+            io::ErrorKind::PermissionDenied => Error::Permission {
+                pid: self.pid,
+                uid: self.uid(),
+            },
             io::ErrorKind::NotFound => Error::NotFound(self.pid),
             _ => Error::Read { path, source },
         })?;
-        Ok(text.split(|&byte| byte == b'\n').filter_map(parse_map).collect())
+        Ok(text
+            .split(|&byte| byte == b'\n')
+            .filter_map(parse_map)
+            .collect())
     }
 
     /// Opens the very file that is mapped: also a deleted one, one in another mount namespace, or
@@ -218,10 +250,15 @@ impl Process {
     ///
     /// `None` when it cannot be had, or what is found is not what is mapped.
     pub fn open_mapped(&self, map: &Map) -> Option<File> {
-        let exact = proc_path(self.pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
+        let exact = proc_path(
+            self.pid,
+            &format!("map_files/{:x}-{:x}", map.start, map.end),
+        );
         let path = Path::new(&map.path);
         let visible = self.root().join(path.strip_prefix("/").ok()?);
-        [exact, visible].iter().find_map(|path| open_regular(path, map.file.inode))
+        [exact, visible]
+            .iter()
+            .find_map(|path| open_regular(path, map.file.inode))
     }
 
     /// Names of its threads, by thread id.
@@ -234,7 +271,10 @@ impl Process {
             .filter_map(|entry| {
                 let tid = entry.file_name().to_str()?.parse().ok()?;
                 let name = fs::read(entry.path().join("comm")).ok()?;
-                Some((tid, String::from_utf8_lossy(name.trim_ascii_end()).into_owned()))
+                Some((
+                    tid,
+                    String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
+                ))
             })
             .collect()
     }
@@ -247,7 +287,11 @@ impl Process {
         entries
             .flatten()
             .filter_map(|entry| fs::read_to_string(entry.path().join("children")).ok())
-            .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .flat_map(|text| {
+                text.split_whitespace()
+                    .filter_map(|pid| pid.parse().ok())
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 
@@ -305,13 +349,18 @@ pub fn own_usage() -> (f64, u64) {
     // SAFETY: the structure is ours.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    (seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_maxrss as u64 * 1024)
+    (
+        seconds(usage.ru_utime) + seconds(usage.ru_stime),
+        usage.ru_maxrss as u64 * 1024,
+    )
 }
 
 /// Sum of one field over the descriptors of BPF objects that this process holds open
 /// (`/proc/self/fdinfo`, kernel/bpf/syscall.c).
 fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
-    let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else { return 0 };
+    let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else {
+        return 0;
+    };
     entries
         .flatten()
         .filter_map(|entry| fs::read_to_string(entry.path()).ok())
@@ -399,7 +448,10 @@ pub fn vdso() -> Option<File> {
         .filter_map(parse_map)
         .find(|map| map.path == "[vdso]")?;
     let mut image = vec![0; (map.end - map.start) as usize];
-    File::open("/proc/self/mem").ok()?.read_exact_at(&mut image, map.start).ok()?;
+    File::open("/proc/self/mem")
+        .ok()?
+        .read_exact_at(&mut image, map.start)
+        .ok()?;
     // SAFETY: the name is a C string; returns a new descriptor.
     let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
@@ -436,10 +488,23 @@ mod tests {
     fn only_executable_mappings_are_kept() {
         let line = b"7f0000001000-7f0000002000 r-xp 00001000 fd:00 1234    /tmp/a b (deleted)";
         let map = parse_map(line).unwrap();
-        assert_eq!((map.start, map.end, map.offset), (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000));
+        assert_eq!(
+            (map.start, map.end, map.offset),
+            (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000)
+        );
         assert_eq!(map.path, "/tmp/a b");
-        assert_eq!(map.file, FileId { major: 0xfd, minor: 0, inode: 1234 });
-        assert_eq!(parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "), None);
+        assert_eq!(
+            map.file,
+            FileId {
+                major: 0xfd,
+                minor: 0,
+                inode: 1234
+            }
+        );
+        assert_eq!(
+            parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "),
+            None
+        );
     }
 
     #[test]
@@ -454,6 +519,9 @@ mod tests {
 
     #[test]
     fn a_kernel_thread_is_refused() {
-        assert!(matches!(Process::open(2), Err(Error::KernelThread { .. } | Error::NotFound(_))));
+        assert!(matches!(
+            Process::open(2),
+            Err(Error::KernelThread { .. } | Error::NotFound(_))
+        ));
     }
 }

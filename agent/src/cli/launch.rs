@@ -52,9 +52,11 @@ impl Held {
     pub fn start(command: &[OsString]) -> Result<Self, LaunchError> {
         let (mut told, tell) = pipe().map_err(LaunchError::Fork)?;
         let (wait, go) = pipe().map_err(LaunchError::Fork)?;
-        let (program, arguments) = command.split_first().map_or((OsString::new(), Vec::new()), |(program, rest)| {
-            (program.clone(), rest.to_vec())
-        });
+        let (program, arguments) = command
+            .split_first()
+            .map_or((OsString::new(), Vec::new()), |(program, rest)| {
+                (program.clone(), rest.to_vec())
+            });
         let shown = program.to_string_lossy().into_owned();
         let (tell_fd, wait_fd, go_fd) = (tell.as_raw_fd(), wait.as_raw_fd(), go.as_raw_fd());
         let mut child = Command::new(program);
@@ -76,7 +78,12 @@ impl Held {
             };
             return Err(LaunchError::Fork(error));
         }
-        Ok(Self { pid: u32::from_ne_bytes(pid), program: shown, go, spawn })
+        Ok(Self {
+            pid: u32::from_ne_bytes(pid),
+            program: shown,
+            go,
+            spawn,
+        })
     }
 
     /// Its process id.
@@ -89,12 +96,21 @@ impl Held {
     /// # Errors
     /// When there is no such program or it cannot be executed.
     pub fn release(mut self) -> Result<Running, LaunchError> {
-        let failed = |source| LaunchError::Exec { program: self.program.clone(), source };
+        let failed = |source| LaunchError::Exec {
+            program: self.program.clone(),
+            source,
+        };
         self.go.write_all(&[1]).map_err(failed)?;
         match self.spawn.join() {
             Ok(Ok(child)) => Ok(Running(child)),
-            Ok(Err(source)) => Err(LaunchError::Exec { program: self.program, source }),
-            Err(_) => Err(LaunchError::Exec { program: self.program, source: io::ErrorKind::Other.into() }),
+            Ok(Err(source)) => Err(LaunchError::Exec {
+                program: self.program,
+                source,
+            }),
+            Err(_) => Err(LaunchError::Exec {
+                program: self.program,
+                source: io::ErrorKind::Other.into(),
+            }),
         }
     }
 }
@@ -193,7 +209,10 @@ mod tests {
 
     #[test]
     fn a_program_can_be_ended() {
-        let mut running = Held::start(&command(&["sleep", "1000"])).unwrap().release().unwrap();
+        let mut running = Held::start(&command(&["sleep", "1000"]))
+            .unwrap()
+            .release()
+            .unwrap();
         assert_eq!(shell_code(running.end().unwrap()), 128 + 15);
     }
 }

@@ -31,11 +31,19 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
     let kernel = Kernel::probe()?;
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let started = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs());
     let mut subjects = Subjects::take(&spec.target)?;
     let (comm, pid) = subjects.first(&spec.target);
     let outputs = prepare(&spec.output, &comm, pid, started)?;
-    let loaded = Loaded::load(kernel, &Needs { stacks: true, unused_maps: UNUSED_MAPS })?;
+    let loaded = Loaded::load(
+        kernel,
+        &Needs {
+            stacks: true,
+            unused_maps: UNUSED_MAPS,
+        },
+    )?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.children)?;
     session.tables_ready().await;
@@ -43,15 +51,21 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let begin = Instant::now();
     subjects.release()?;
     let mut samples = Samples::default();
-    let ended = sample(&mut session, &mut subjects, &mut signals, &spec.target, verbosity, &mut samples).await;
+    let ended = sample(
+        &mut session,
+        &mut subjects,
+        &mut signals,
+        &spec.target,
+        verbosity,
+        &mut samples,
+    )
+    .await;
     cpu::detach(&mut session)?;
     let duration = begin.elapsed();
     session.drain(&mut |bytes, targets| samples.take(bytes, targets));
     let command = subjects.finish(ended);
-    let mut profile = Profile {
-        facts: facts(&session, &spec, clock, started, duration, ended),
-        ..Profile::default()
-    };
+    let mut profile = Profile::default();
+    profile.facts = facts(&session, &spec, clock, started, duration, ended);
     naming::name(&mut profile, &samples, session.targets());
     profile.accounting = accounting(&session, &samples, &profile.facts);
     profile.cost = cost(&session, &profile.accounting);
@@ -71,7 +85,10 @@ fn prepare(
 ) -> anyhow::Result<Vec<(Destination, Format)>> {
     let wanted = match spec {
         OutputSpec::Named(format) => {
-            vec![(Target::File(default_name("profile", comm, pid, started, *format)), *format)]
+            vec![(
+                Target::File(default_name("profile", comm, pid, started, *format)),
+                *format,
+            )]
         }
         OutputSpec::Given(given) => given.clone(),
     };
@@ -108,12 +125,17 @@ async fn sample(
 }
 
 fn progress_line(elapsed: Duration, target: &TargetSpec, samples: u64) -> String {
-    let of = target.duration.map_or(String::new(), |duration| format!(" of {:.0}", duration.as_secs_f64()));
+    let of = target.duration.map_or(String::new(), |duration| {
+        format!(" of {:.0}", duration.as_secs_f64())
+    });
     let end = match target.scope {
         Scope::Processes(_) => "Ctrl-C ends early and keeps what was seen",
         Scope::Command(_) => "until the command exits",
     };
-    format!("sampling: {:.1}{of} s, {samples} samples; {end}", elapsed.as_secs_f64())
+    format!(
+        "sampling: {:.1}{of} s, {samples} samples; {end}",
+        elapsed.as_secs_f64()
+    )
 }
 
 fn facts(
@@ -131,7 +153,9 @@ fn facts(
     };
     Facts {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command_line: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command_line: std::env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
         kernel: session.kernel().name.clone(),
         event: clock.name().to_owned(),
         frequency: spec.frequency.get(),
@@ -150,19 +174,25 @@ fn accounting(session: &Attached, samples: &Samples, facts: &Facts) -> Accountin
         ticks: counters.get(Counter::Ticks),
         idle: counters.get(Counter::Idle),
         other: counters.get(Counter::Other),
-        emitted: counters.get(Counter::Emitted) - samples.undecoded.min(counters.get(Counter::Emitted)),
-        expected_ticks: (facts.duration_seconds * facts.frequency as f64).round() as u64 * u64::from(facts.cpus),
+        emitted: counters.get(Counter::Emitted)
+            - samples.undecoded.min(counters.get(Counter::Emitted)),
+        expected_ticks: (facts.duration_seconds * facts.frequency as f64).round() as u64
+            * u64::from(facts.cpus),
         recursion_misses: session.recursion_misses(),
         frame_pointer_frames: counters.get(Counter::FramePointerFallback),
         ..Accounting::default()
     };
     for counter in [Counter::LostRingFull, Counter::LostScratchBusy] {
-        accounting.lost.insert(counter.name(), counters.get(counter));
+        accounting
+            .lost
+            .insert(counter.name(), counters.get(counter));
     }
     accounting.lost.insert("undecoded", samples.undecoded);
     for counter in [Counter::LostChild, Counter::LostProcessRecord] {
         if counters.get(counter) > 0 {
-            accounting.notes.insert(counter.name().replace('_', " "), counters.get(counter));
+            accounting
+                .notes
+                .insert(counter.name().replace('_', " "), counters.get(counter));
         }
     }
     accounting.notes.extend(session.targets().notes());
@@ -172,9 +202,8 @@ fn accounting(session: &Attached, samples: &Samples, facts: &Facts) -> Accountin
 fn cost(session: &Attached, accounting: &Accounting) -> Cost {
     let (cpu_seconds, peak_rss_bytes) = process::own_usage();
     let counters = session.counters();
-    let per_sample = |total: u64| {
-        (accounting.emitted > 0).then(|| total as f64 / accounting.emitted as f64)
-    };
+    let per_sample =
+        |total: u64| (accounting.emitted > 0).then(|| total as f64 / accounting.emitted as f64);
     Cost {
         cpu_seconds,
         peak_rss_bytes,
@@ -198,6 +227,13 @@ fn write(outputs: Vec<(Destination, Format)>, profile: &Profile) -> anyhow::Resu
 fn say_summary(profile: &Profile, files: &[String]) {
     let mut stderr = io::stderr();
     let (style, width) = terminal::look(stderr.is_terminal());
-    let text = summary::render(profile, summary::Options { style, width, files });
+    let text = summary::render(
+        profile,
+        summary::Options {
+            style,
+            width,
+            files,
+        },
+    );
     let _ = stderr.write_all(text.as_bytes());
 }

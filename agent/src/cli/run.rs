@@ -66,7 +66,12 @@ impl Subjects {
                 (vec![Process::open(held.pid())?], Some(held))
             }
         };
-        Ok(Self { processes, held, running: None, status: None })
+        Ok(Self {
+            processes,
+            held,
+            running: None,
+            status: None,
+        })
     }
 
     /// The name and id of the first, for titles and file names. A program that waits to be
@@ -81,8 +86,16 @@ impl Subjects {
                 .map(|name| name.to_string_lossy().into_owned()),
             Scope::Processes(_) => None,
         };
-        let stat = || self.processes.first().and_then(|process| process.stat().ok());
-        (comm.or_else(|| stat().map(|stat| stat.comm)).unwrap_or_default(), pid)
+        let stat = || {
+            self.processes
+                .first()
+                .and_then(|process| process.stat().ok())
+        };
+        (
+            comm.or_else(|| stat().map(|stat| stat.comm))
+                .unwrap_or_default(),
+            pid,
+        )
     }
 
     /// Starts the program that waits, if there is one.
@@ -147,7 +160,10 @@ impl Signals {
     /// # Errors
     /// What the system says.
     pub fn catch() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     async fn wait(&mut self) {
@@ -204,12 +220,18 @@ pub struct Progress {
 impl Progress {
     /// Only on a terminal, and not with `--quiet`.
     pub fn new(verbosity: Verbosity) -> Self {
-        Self { shown: false, enabled: !verbosity.quiet && io::stderr().is_terminal(), last: None }
+        Self {
+            shown: false,
+            enabled: !verbosity.quiet && io::stderr().is_terminal(),
+            last: None,
+        }
     }
 
     /// Shows the line, a few times a second at most.
     pub fn show(&mut self, line: impl FnOnce() -> String) {
-        let due = self.last.is_none_or(|last| last.elapsed() >= Duration::from_millis(200));
+        let due = self
+            .last
+            .is_none_or(|last| last.elapsed() >= Duration::from_millis(200));
         if self.enabled && due {
             self.last = Some(Instant::now());
             self.shown = true;

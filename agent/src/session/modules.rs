@@ -107,11 +107,20 @@ impl Modules {
     }
 
     fn start(&mut self, index: usize) {
-        let Some(module) = self.list.get(index) else { return };
+        let Some(module) = self.list.get(index) else {
+            return;
+        };
         let Some(file) = module.file.clone() else {
             return self.give_up(index, "the file could not be opened");
         };
-        if self.jobs.send(Job { slot: module.slot, file }).is_ok() {
+        if self
+            .jobs
+            .send(Job {
+                slot: module.slot,
+                file,
+            })
+            .is_ok()
+        {
             self.pending += 1;
         }
     }
@@ -143,12 +152,18 @@ impl Modules {
     /// Takes a finished table in; gives back its slot and blocks for the kernel.
     pub fn finish(&mut self, built: Built) -> Option<(u16, Vec<Block>)> {
         self.pending = self.pending.saturating_sub(1);
-        let index = self.list.iter().position(|module| module.slot == built.slot)?;
+        let index = self
+            .list
+            .iter()
+            .position(|module| module.slot == built.slot)?;
         match built.table {
             Ok(table) => {
                 self.eh_frame_bytes += table.report.eh_frame_bytes;
                 let module = self.list.get_mut(index)?;
-                module.layout = Layout { table: u32::from(module.slot), ..table.module };
+                module.layout = Layout {
+                    table: u32::from(module.slot),
+                    ..table.module
+                };
                 module.ready = true;
                 Some((built.slot, table.blocks))
             }
@@ -174,7 +189,10 @@ impl Modules {
             // Not an ELF file: its addresses are offsets in the file.
             None => map.start.wrapping_sub(map.offset),
         };
-        let pending = Layout { table: u32::from(module.slot), ..Layout::default() };
+        let pending = Layout {
+            table: u32::from(module.slot),
+            ..Layout::default()
+        };
         Some((if module.ready { module.layout } else { pending }, bias))
     }
 
@@ -192,11 +210,21 @@ impl Default for Modules {
 
 /// A layout whose look-ups find no row.
 fn no_rules(slot: u16) -> Layout {
-    Layout { base: u64::MAX, buckets: 1, rows: 0, extended: 0, table: u32::from(slot) }
+    Layout {
+        base: u64::MAX,
+        buckets: 1,
+        rows: 0,
+        extended: 0,
+        table: u32::from(slot),
+    }
 }
 
 fn open(slot: u16, process: &Process, roots: &Arc<DebugRoots>, map: &Map) -> Module {
-    let file = if map.path == VDSO { process::vdso() } else { process.open_mapped(map) };
+    let file = if map.path == VDSO {
+        process::vdso()
+    } else {
+        process.open_mapped(map)
+    };
     let segments = file.as_ref().and_then(|file| elf::segments(file).ok());
     Module {
         slot,
