@@ -37,14 +37,6 @@ pub unsafe fn output<T>(data: *const T, size: u64, wake: Wake) -> bool {
         Wake::Now => BPF_RB_FORCE_WAKEUP,
         Wake::WhenFull => wake_flags(),
     };
-<<<<<<< HEAD
-=======
-    let flags = if full {
-        BPF_RB_FORCE_WAKEUP
-    } else {
-        BPF_RB_NO_WAKEUP
-    };
->>>>>>> main
     // SAFETY: what the caller promises.
     unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, flags) == 0 }
 }
