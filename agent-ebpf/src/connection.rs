@@ -1,9 +1,9 @@
 //! What the kernel keeps and tells of a TCP connection.
 
-use crate::exchange::{Exchange, Timing};
+use crate::exchange::{Batch, Exchange};
 
 /// Connections that can be followed at once.
-pub const MAX_CONNECTIONS: u32 = 32768;
+pub const MAX_CONNECTIONS: u32 = 20480;
 /// Listening sockets of the targets.
 pub const MAX_LISTENERS: u32 = 1024;
 
@@ -31,12 +31,17 @@ pub mod flag {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
-    /// When it was first seen; tells two sockets at the same address apart.
-    pub born: u64,
     /// Thread-group id of its owner in the initial PID namespace; 0 until it is known.
     pub tgid: u32,
     /// One of [`role`].
     pub role: u32,
+    /// The turn under way.
+    pub exchange: Exchange,
+    /// When it was established; 0 if that was not seen.
+    pub established: u64,
+    /// Requests that wait to be sent, and how many there were. It knows the socket's address and
+    /// when the connection was first seen, which tells two sockets at one address apart.
+    pub batch: Batch,
     /// Bits of [`flag`].
     pub flags: u32,
     /// TCP state (`TCP_…`, net/tcp_states.h).
@@ -49,10 +54,6 @@ pub struct Connection {
     pub local: [u64; 2],
     /// Remote address, as above.
     pub remote: [u64; 2],
-    /// Begin of the connect; 0 if it was not seen.
-    pub connect_start: u64,
-    /// When it was established; 0 if that was not seen.
-    pub established: u64,
     /// SYN to ESTABLISHED in nanoseconds; 0 if it was not seen.
     pub connect: u64,
     /// ESTABLISHED to accept in nanoseconds, plus one; 0 if it was not seen.
@@ -63,12 +64,10 @@ pub struct Connection {
     pub resets_received: u32,
     /// Thread-group id of who listened for it; 0 for other connections.
     pub listener: u32,
-    /// Zero.
-    pub reserved: u32,
-    /// The turn under way.
-    pub exchange: Exchange,
+    /// Not zero in a report: the batch was sent while it was being copied, do not use it.
+    pub torn: u32,
 }
-const _: () = assert!(size_of::<Connection>() == 192);
+const _: () = assert!(size_of::<Connection>() == 376);
 
 /// Counters of the kernel's own (`struct tcp_sock`, linux/tcp.h), as read.
 #[repr(C)]
@@ -116,6 +115,8 @@ pub struct Report {
     pub what: u32,
     /// Address of the kernel's socket.
     pub sock: u64,
+    /// When this was written, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
     /// The process that holds it ([`what::LIVES`]).
     pub holder: u32,
     /// Zero.
@@ -125,21 +126,4 @@ pub struct Report {
     /// What the probes know.
     pub connection: Connection,
 }
-const _: () = assert!(size_of::<Report>() == 264);
-
-/// A finished request.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestRecord {
-    /// [`crate::record::TCP_REQUEST`].
-    pub kind: u32,
-    /// [`Connection::role`].
-    pub role: u32,
-    /// Address of the kernel's socket.
-    pub sock: u64,
-    /// [`Connection::born`].
-    pub born: u64,
-    /// Its parts.
-    pub timing: Timing,
-}
-const _: () = assert!(size_of::<RequestRecord>() == 56);
+const _: () = assert!(size_of::<Report>() == 456);

@@ -2,8 +2,7 @@
 //! sends and reads and when payload arrives.
 //!
 //! Pure, like [`crate::unwind`]: it runs in the kernel and in host tests. The kernel calls it
-//! under the socket's own lock (only [`Exchange::on_sent`] may come late), so that no event of one
-//! connection overlaps another.
+//! under the socket's own lock, so that no event of one connection overlaps another.
 //!
 //! ```text
 //! client   send ─ send ─────────── arrival ──── read
@@ -14,6 +13,8 @@
 //!
 //! A send while payload waits unread is an overlap of request and answer: what is under way then
 //! is no request, and it is counted in [`Exchange::overlaps`] instead.
+//!
+//! Finished requests wait in the connection's own [`Batch`] and cross to userspace together.
 
 /// What the connection is doing; values of [`Exchange::phase`].
 pub mod phase {
@@ -23,12 +24,108 @@ pub mod phase {
     pub const REQUESTING: u32 = 1;
     /// Server: the request is being read, or the answer prepared.
     pub const SERVING: u32 = 2;
-    /// Server: the answer's first send has begun.
+    /// Server: the answer's first send has begun; its [`super::Sample`] is the batch's last.
     pub const ANSWERING: u32 = 3;
-    /// Server: the answer was reported; more of it may follow.
-    pub const ANSWERED: u32 = 4;
     /// Request and answer overlapped; waits for a turn that does not.
-    pub const VOID: u32 = 5;
+    pub const VOID: u32 = 4;
+}
+
+/// Finished requests that are sent to userspace together.
+pub const BATCH: usize = 16;
+
+/// The parts of a finished request, each by [`pack`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Client: first to last send. Server: first to last send of the answer.
+    pub send: u32,
+    /// Client: last send to first payload of the answer (`peer`). Server: first read to first
+    /// send (`service`).
+    pub wait: u32,
+    /// First payload's arrival to its first read.
+    pub read_delay: u32,
+}
+const _: () = assert!(size_of::<Sample>() == 12);
+
+/// Set in a packed time that counts 1024 ns instead of one.
+const COARSE: u32 = 1 << 31;
+
+/// Packs nanoseconds: exact below 2.1 s, to a microsecond up to 36 minutes, which is the most.
+#[inline(always)]
+pub const fn pack(nanoseconds: u64) -> u32 {
+    if nanoseconds < COARSE as u64 {
+        nanoseconds as u32
+    } else if nanoseconds >> 10 < COARSE as u64 {
+        (nanoseconds >> 10) as u32 | COARSE
+    } else {
+        u32::MAX
+    }
+}
+
+/// The nanoseconds that were packed.
+pub const fn unpack(packed: u32) -> u64 {
+    if packed & COARSE == 0 { packed as u64 } else { ((packed ^ COARSE) as u64) << 10 }
+}
+
+/// The finished requests of a connection that userspace has not got yet. Whole, it is a record of
+/// the ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// [`crate::record::TCP_REQUESTS`].
+    pub kind: u32,
+    /// Samples that wait here, at most [`BATCH`].
+    pub pending: u32,
+    /// Address of the kernel's socket.
+    pub sock: u64,
+    /// When the connection was first seen.
+    pub born: u64,
+    /// Samples since then, with those that wait here, without those that were lost.
+    pub written: u64,
+    /// Requests whose sample was lost: the ring buffer was full.
+    pub lost: u64,
+    /// The samples that wait.
+    pub samples: [Sample; BATCH],
+}
+const _: () = assert!(size_of::<Batch>() == 40 + 12 * BATCH);
+
+impl Batch {
+    /// Number of the first sample that waits here.
+    pub const fn start(&self) -> u64 {
+        self.written.wrapping_sub(self.pending as u64)
+    }
+
+    /// Requests, counted exactly.
+    pub const fn requests(&self) -> u64 {
+        self.written.wrapping_add(self.lost)
+    }
+
+    /// Adds a sample. A full batch is handed to `flush` first; the sample is lost where that
+    /// fails. Says whether it was kept.
+    #[inline(always)]
+    fn push(&mut self, sample: Sample, flush: impl Fn(&Self) -> bool) -> bool {
+        if self.pending >= BATCH as u32 {
+            if !flush(self) {
+                self.lost += 1;
+                return false;
+            }
+            self.pending = 0;
+        }
+        let slot = self.slot(self.pending);
+        // SAFETY: the slot is within the array.
+        unsafe { *slot = sample };
+        self.pending += 1;
+        self.written += 1;
+        true
+    }
+
+    #[inline(always)]
+    fn slot(&mut self, index: u32) -> *mut Sample {
+        // A mask, no check: a panic would make the program unloadable.
+        let index = index as usize & (BATCH - 1);
+        // SAFETY: the mask keeps it below the array's length.
+        unsafe { self.samples.as_mut_ptr().add(index) }
+    }
 }
 
 /// State of the turn under way. Times are nanoseconds of `CLOCK_MONOTONIC`, 0 for "not yet".
@@ -37,55 +134,20 @@ pub mod phase {
 pub struct Exchange {
     /// One of [`phase`].
     pub phase: u32,
-    /// Server: not zero when more was sent after the answer was reported.
-    pub amended: u32,
+    /// Turns in which request and answer overlapped.
+    pub overlaps: u32,
     /// First payload that is not read yet.
     pub arrived: u64,
     /// Begin of the first send of the turn.
     pub first_send: u64,
-    /// Begin of the last send.
+    /// The last send.
     pub last_send: u64,
-    /// Return of the last send.
-    pub send_end: u64,
-    /// Server: arrival of the request.
-    pub request_arrived: u64,
     /// Server: first read of the request.
     pub first_read: u64,
-    /// Server: the send part that was reported.
-    pub reported_send: u64,
-    /// Requests reported.
-    pub requests: u64,
-    /// Turns in which request and answer overlapped.
-    pub overlaps: u64,
-}
-const _: () = assert!(size_of::<Exchange>() == 80);
-
-/// [`Timing::previous_send`] of a request that was not reported before.
-pub const NOT_REPORTED: u64 = u64::MAX;
-
-/// A finished request: its parts in nanoseconds.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// Client: first to last send. Server: first to last send of the answer.
-    pub send: u64,
-    /// Client: last send to first payload of the answer (`peer`). Server: first read to first
-    /// send (`service`).
-    pub wait: u64,
-    /// First payload's arrival to its first read.
+    /// Server: from the request's arrival to that read.
     pub read_delay: u64,
-    /// The send part under which the same request was reported before; [`NOT_REPORTED`] if it
-    /// was not. A long answer is reported at its first send, and once more when it is done.
-    pub previous_send: u64,
 }
-const _: () = assert!(size_of::<Timing>() == 32);
-
-impl Timing {
-    /// The whole request, in nanoseconds.
-    pub const fn total(&self) -> u64 {
-        self.send.saturating_add(self.wait).saturating_add(self.read_delay)
-    }
-}
+const _: () = assert!(size_of::<Exchange>() == 48);
 
 impl Exchange {
     /// Payload has arrived.
@@ -96,125 +158,95 @@ impl Exchange {
         }
     }
 
-    /// The process begins to send.
+    /// The process begins to send, or goes on.
     #[inline(always)]
-    pub fn on_send(&mut self, client: bool, now: u64) {
+    pub fn on_send(&mut self, client: bool, now: u64, batch: &mut Batch, flush: impl Fn(&Batch) -> bool) {
         if self.arrived != 0 {
             self.overlap();
         } else if client {
             if self.phase == phase::IDLE {
                 self.phase = phase::REQUESTING;
                 self.first_send = now;
-                self.send_end = 0;
             }
         } else if self.phase == phase::SERVING {
-            self.phase = phase::ANSWERING;
             self.first_send = now;
-            self.send_end = 0;
+            let sample = Sample {
+                send: 0,
+                wait: pack(now.saturating_sub(self.first_read)),
+                read_delay: pack(self.read_delay),
+            };
+            self.phase = if batch.push(sample, flush) { phase::ANSWERING } else { phase::IDLE };
+        } else if self.phase == phase::ANSWERING {
+            self.answer_goes_on(now, batch);
         }
         self.last_send = now;
     }
 
-    /// A send has returned: it took some bytes.
+    /// A send has returned that may have taken long: it went on until now.
     #[inline(always)]
-    pub fn on_sent(&mut self, clock: impl Fn() -> u64) -> Option<Timing> {
-        match self.phase {
-            phase::REQUESTING => {
-                self.send_end = clock();
-                None
-            }
-            phase::ANSWERING => {
-                self.send_end = clock();
-                self.phase = phase::ANSWERED;
-                self.amended = 0;
-                self.requests += 1;
-                self.reported_send = self.send_end.saturating_sub(self.first_send);
-                Some(self.answer(self.reported_send, NOT_REPORTED))
-            }
-            phase::ANSWERED => {
-                self.send_end = clock();
-                self.amended = 1;
-                None
-            }
-            _ => None,
+    pub fn on_sent(&mut self, now: u64, batch: &mut Batch) {
+        if self.phase == phase::ANSWERING {
+            self.answer_goes_on(now, batch);
         }
+        self.last_send = now;
+    }
+
+    #[inline(always)]
+    fn answer_goes_on(&mut self, now: u64, batch: &mut Batch) {
+        let slot = batch.slot(batch.pending.wrapping_sub(1));
+        // SAFETY: the slot is within the array.
+        unsafe { (*slot).send = pack(now.saturating_sub(self.first_send)) };
     }
 
     /// The process has read some bytes.
     #[inline(always)]
-    pub fn on_read(&mut self, client: bool, clock: impl Fn() -> u64) -> Option<Timing> {
-        let timing = if client { self.client_read(clock) } else { self.server_read(clock) };
+    pub fn on_read(
+        &mut self,
+        client: bool,
+        clock: impl Fn() -> u64,
+        batch: &mut Batch,
+        flush: impl Fn(&Batch) -> bool,
+    ) {
+        if client {
+            self.client_read(clock, batch, flush);
+        } else {
+            self.server_read(clock);
+        }
         self.arrived = 0;
-        timing
     }
 
     #[inline(always)]
-    fn client_read(&mut self, clock: impl Fn() -> u64) -> Option<Timing> {
+    fn client_read(&mut self, clock: impl Fn() -> u64, batch: &mut Batch, flush: impl Fn(&Batch) -> bool) {
         if self.phase != phase::REQUESTING {
             self.phase = phase::IDLE;
-            return None;
+            return;
         }
         if self.arrived == 0 {
             // The rest of the answer before, read after the next request was begun.
             self.overlap();
-            return None;
+            return;
         }
-        // Over loopback the answer may be there before the send has returned: what was sent
-        // had left when that send began.
-        let returned = self.send_end >= self.last_send && self.send_end <= self.arrived;
-        let done = if returned { self.send_end } else { self.last_send };
         self.phase = phase::IDLE;
-        self.requests += 1;
-        Some(Timing {
-            send: done.saturating_sub(self.first_send),
-            wait: self.arrived.saturating_sub(done),
-            read_delay: clock().saturating_sub(self.arrived),
-            previous_send: NOT_REPORTED,
-        })
+        let sample = Sample {
+            send: pack(self.last_send.saturating_sub(self.first_send)),
+            wait: pack(self.arrived.saturating_sub(self.last_send)),
+            read_delay: pack(clock().saturating_sub(self.arrived)),
+        };
+        batch.push(sample, flush);
     }
 
     #[inline(always)]
-    fn server_read(&mut self, clock: impl Fn() -> u64) -> Option<Timing> {
+    fn server_read(&mut self, clock: impl Fn() -> u64) {
         if self.phase == phase::SERVING {
-            return None;
+            return;
         }
-        let pending = self.finish();
-        // Payload that came before our last send was begun is no answer to it: pipelined.
+        // Payload that came before our last send is no answer to it: pipelined.
         if self.arrived > self.last_send {
-            self.request_arrived = self.arrived;
             self.first_read = clock();
+            self.read_delay = self.first_read.saturating_sub(self.arrived);
             self.phase = phase::SERVING;
         } else {
             self.overlap();
-        }
-        pending
-    }
-
-    /// Server: what is to be reported of the turn when it ends with the next one's begin or with
-    /// the connection.
-    #[inline(always)]
-    pub fn finish(&mut self) -> Option<Timing> {
-        let done = if self.send_end >= self.last_send { self.send_end } else { self.last_send };
-        let send = done.saturating_sub(self.first_send);
-        if self.phase == phase::ANSWERING {
-            self.phase = phase::IDLE;
-            self.requests += 1;
-            return Some(self.answer(send, NOT_REPORTED));
-        }
-        if self.phase == phase::ANSWERED && self.amended != 0 {
-            self.phase = phase::IDLE;
-            return Some(self.answer(send, self.reported_send));
-        }
-        None
-    }
-
-    #[inline(always)]
-    fn answer(&self, send: u64, previous_send: u64) -> Timing {
-        Timing {
-            send,
-            wait: self.first_send.saturating_sub(self.first_read),
-            read_delay: self.first_read.saturating_sub(self.request_arrived),
-            previous_send,
         }
     }
 
@@ -230,90 +262,104 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
 
-    /// Plays events `(what, at)`: `S`end, `E`nd of send, `A`rrival, `R`ead.
-    fn play(client: bool, events: &[(char, u64)]) -> (Exchange, Vec<Timing>) {
-        let mut exchange = Exchange::default();
-        let mut timings = Vec::new();
+    /// Plays events `(what, at)`: `S`end, `E`nd of a send, `A`rrival, `R`ead. Gives the parts of
+    /// all requests and the overlaps.
+    fn play(client: bool, events: &[(char, u64)]) -> (Vec<[u32; 3]>, u32) {
+        let (mut exchange, mut batch) = (Exchange::default(), Batch::default());
+        let flushed = RefCell::new(Vec::new());
+        let flush = |batch: &Batch| {
+            flushed.borrow_mut().extend(batch.samples);
+            true
+        };
         for &(what, at) in events {
             match what {
-                'S' => exchange.on_send(client, at),
+                'S' => exchange.on_send(client, at, &mut batch, flush),
                 'A' => exchange.on_arrival(|| at),
-                'E' => timings.extend(exchange.on_sent(|| at)),
-                _ => timings.extend(exchange.on_read(client, || at)),
+                'E' => exchange.on_sent(at, &mut batch),
+                _ => exchange.on_read(client, || at, &mut batch, flush),
             }
         }
-        timings.extend(exchange.finish());
-        (exchange, timings)
-    }
-
-    fn timing(send: u64, wait: u64, read_delay: u64) -> Timing {
-        Timing { send, wait, read_delay, previous_send: NOT_REPORTED }
+        let mut samples = flushed.into_inner();
+        samples.extend(&batch.samples[..batch.pending as usize]);
+        assert_eq!(batch.requests(), samples.len() as u64);
+        let parts = |sample: Sample| [sample.send, sample.wait, sample.read_delay];
+        (samples.into_iter().map(parts).collect(), exchange.overlaps)
     }
 
     #[test]
     fn a_clients_parts_add_up() {
-        let events = [('S', 10), ('E', 12), ('S', 13), ('E', 20), ('A', 50), ('R', 57), ('R', 90)];
-        let (exchange, timings) = play(true, &events);
-        assert_eq!(timings, [timing(10, 30, 7)]);
-        assert_eq!(timings[0].total(), 57 - 10);
-        assert_eq!((exchange.requests, exchange.overlaps), (1, 0));
+        let events = [('S', 10), ('S', 20), ('A', 50), ('R', 57), ('R', 90), ('A', 95), ('R', 99)];
+        assert_eq!(play(true, &events), (vec![[10, 30, 7]], 0));
     }
 
     #[test]
-    fn an_answer_may_overtake_the_return_of_the_send() {
-        let (_, timings) = play(true, &[('S', 10), ('A', 15), ('E', 20), ('R', 22)]);
-        assert_eq!(timings, [timing(0, 5, 7)]);
+    fn a_send_that_takes_long_counts_until_it_returns() {
+        assert_eq!(play(true, &[('S', 10), ('E', 80), ('A', 85), ('R', 86)]).0, [[70, 5, 1]]);
+        assert_eq!(play(false, &[('A', 10), ('R', 12), ('S', 20), ('E', 80)]).0, [[60, 8, 2]]);
     }
 
     #[test]
     fn a_servers_parts_add_up() {
-        let events = [('A', 10), ('R', 14), ('R', 16), ('S', 40), ('E', 45)];
-        let (exchange, timings) = play(false, &events);
-        assert_eq!(timings, [timing(5, 26, 4)]);
-        assert_eq!(exchange.requests, 1);
+        let events = [('A', 10), ('R', 14), ('R', 16), ('S', 40), ('S', 45)];
+        assert_eq!(play(false, &events), (vec![[5, 26, 4]], 0));
     }
 
     #[test]
-    fn a_long_answer_counts_once_and_is_amended() {
-        let mut events = vec![('A', 10), ('R', 11), ('S', 20), ('E', 21), ('S', 30), ('E', 90)];
-        let (exchange, timings) = play(false, &events);
-        let amended = Timing { previous_send: 1, ..timing(70, 9, 1) };
-        assert_eq!(timings, [timing(1, 9, 1), amended]);
-        assert_eq!(exchange.requests, 1);
-        events.extend([('A', 100), ('R', 101), ('S', 102), ('E', 103)]);
-        let (exchange, timings) = play(false, &events);
-        assert_eq!(timings, [timing(1, 9, 1), amended, timing(1, 1, 1)]);
-        assert_eq!(exchange.requests, 2);
-    }
-
-    #[test]
-    fn the_next_request_may_be_read_before_the_send_has_returned() {
-        let events = [('A', 10), ('R', 11), ('S', 20), ('A', 22), ('R', 24), ('E', 25), ('S', 30), ('E', 31)];
-        let (exchange, timings) = play(false, &events);
-        assert_eq!(timings, [timing(0, 9, 1), timing(1, 6, 2)]);
-        assert_eq!((exchange.requests, exchange.overlaps), (2, 0));
+    fn a_long_answer_counts_once() {
+        let mut events = vec![('A', 10), ('R', 11)];
+        events.extend((20..90).map(|at| ('S', at)));
+        events.extend([('A', 100), ('R', 101), ('S', 103)]);
+        assert_eq!(play(false, &events), (vec![[69, 9, 1], [0, 2, 1]], 0));
     }
 
     #[test]
     fn pipelined_requests_are_no_requests() {
         // The second request is there before the first is answered.
-        let events = [('A', 1), ('R', 2), ('A', 3), ('S', 4), ('E', 5), ('R', 6), ('S', 7), ('E', 8)];
-        let (exchange, timings) = play(false, &events);
-        assert_eq!((timings.len(), exchange.overlaps), (0, 1));
+        let events = [('A', 1), ('R', 2), ('A', 3), ('S', 4), ('R', 6), ('S', 7)];
+        assert_eq!(play(false, &events), (vec![], 1));
         // The client sends on while an answer waits to be read.
-        let (exchange, timings) = play(true, &[('S', 1), ('E', 2), ('A', 3), ('S', 4), ('E', 5), ('R', 6)]);
-        assert_eq!((timings.len(), exchange.overlaps), (0, 1));
+        assert_eq!(play(true, &[('S', 1), ('A', 3), ('S', 4), ('R', 6)]), (vec![], 1));
         // A clean turn after it counts again.
-        let events = [('S', 1), ('A', 3), ('S', 4), ('R', 6), ('S', 10), ('E', 11), ('A', 12), ('R', 13)];
-        let (exchange, timings) = play(true, &events);
-        assert_eq!((timings, exchange.overlaps), (vec![timing(1, 1, 1)], 1));
+        let events = [('S', 1), ('A', 3), ('S', 4), ('R', 6), ('S', 10), ('A', 12), ('R', 13)];
+        assert_eq!(play(true, &events), (vec![[0, 2, 1]], 1));
     }
 
     #[test]
     fn what_was_under_way_at_the_attach_is_left_out() {
-        assert_eq!(play(true, &[('A', 1), ('R', 2)]).1, []);
-        assert_eq!(play(false, &[('S', 1), ('E', 2)]).1, []);
-        assert_eq!(play(false, &[('R', 1), ('S', 2), ('E', 3)]).1, []);
+        assert_eq!(play(true, &[('A', 1), ('R', 2)]).0, [[0; 3]; 0]);
+        assert_eq!(play(false, &[('S', 1)]).0, [[0; 3]; 0]);
+        assert_eq!(play(false, &[('R', 1), ('S', 2)]).0, [[0; 3]; 0]);
+    }
+
+    #[test]
+    fn batches_keep_every_request() {
+        let turn = |n: u64| [('S', 10 * n), ('A', 10 * n + 3), ('R', 10 * n + 5)];
+        let events: Vec<_> = (1..=50).flat_map(turn).collect();
+        assert_eq!(play(true, &events), (vec![[0, 3, 2]; 50], 0));
+    }
+
+    #[test]
+    fn a_refused_batch_is_kept_and_the_new_sample_is_lost() {
+        let mut batch = Batch::default();
+        for n in 0..BATCH as u32 {
+            assert!(batch.push(Sample { send: n, ..Sample::default() }, |_| false));
+        }
+        assert!(!batch.push(Sample::default(), |_| false));
+        assert_eq!((batch.requests(), batch.start(), batch.lost), (17, 0, 1));
+        assert!(batch.push(Sample::default(), |full| full.samples[15].send == 15));
+        assert_eq!((batch.requests(), batch.start(), batch.pending), (18, 16, 1));
+    }
+
+    #[test]
+    fn times_are_packed_closely() {
+        for time in [0, 1, 999, (1 << 31) - 1] {
+            assert_eq!(unpack(pack(time)), time);
+        }
+        for time in [1 << 31, 3_000_000_000, 2_000_000_000_000] {
+            assert!(unpack(pack(time)).abs_diff(time) < 1024);
+        }
+        assert!(unpack(pack(u64::MAX)) > 2_190_000_000_000);
     }
 }

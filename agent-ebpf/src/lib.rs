@@ -146,8 +146,8 @@ numbers! {
         LostProcessRecord = "process_records_lost",
         /// A connection could not be followed: the map was full.
         LostConnection = "connections_not_followed",
-        /// A request's timing did not fit in the ring buffer (the request itself is counted).
-        LostRequest = "request_timings_lost",
+        /// A request's times did not fit in the ring buffer (the request itself is counted).
+        LostRequest = "request_times_lost",
         /// The last record of a connection did not fit in the ring buffer.
         LostConnectionRecord = "connection_records_lost",
     }
@@ -201,8 +201,8 @@ pub mod record {
     pub const TCP: u32 = 6;
     /// A failing system call; see `syscalls`.
     pub const SYSCALL: u32 = 7;
-    /// [`crate::connection::RequestRecord`].
-    pub const TCP_REQUEST: u32 = 8;
+    /// [`crate::exchange::Batch`].
+    pub const TCP_REQUESTS: u32 = 8;
 }
 
 /// A sample whose stack was sent before.

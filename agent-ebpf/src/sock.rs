@@ -3,6 +3,7 @@
 use agent_ebpf::connection::{Connection, Metrics, Report, role, what};
 use agent_ebpf::record;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 
 use crate::maps::config;
 
@@ -118,6 +119,7 @@ pub unsafe fn fill(report: *mut Report, what: u32, sock: u64, connection: &Conne
         (*report).kind = record::TCP;
         (*report).what = what;
         (*report).sock = sock;
+        (*report).time = bpf_ktime_get_ns();
         (*report).holder = connection.tgid;
         (*report).reserved = 0;
         (*report).metrics = Metrics {
@@ -131,6 +133,10 @@ pub unsafe fn fill(report: *mut Report, what: u32, sock: u64, connection: &Conne
             error,
             reserved: 0,
         };
+        let start = connection.batch.start();
         (*report).connection = *connection;
+        let after = core::ptr::read_volatile(&raw const connection.batch.written)
+            .wrapping_sub(core::ptr::read_volatile(&raw const connection.batch.pending) as u64);
+        (*report).connection.torn = (after != start) as u32;
     }
 }

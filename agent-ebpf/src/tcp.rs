@@ -4,8 +4,8 @@
 //! what comes in softirq looks the socket up. Sending, reading and arrival are hooked inside the
 //! socket's lock, so that the state of a connection needs none of its own.
 
-use agent_ebpf::connection::{Connection, Report, RequestRecord, flag, role, what};
-use agent_ebpf::exchange::Timing;
+use agent_ebpf::connection::{Connection, Report, flag, role, what};
+use agent_ebpf::exchange::Batch;
 use agent_ebpf::{Counter, record};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{
@@ -67,15 +67,6 @@ pub fn tcp_sendpage_entry(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// `sock_send_length(sk, ret, flags)`, since 6.3: a send has returned, on any kind of socket.
-#[raw_tracepoint(tracepoint = "sock_send_length")]
-pub fn tcp_sent(ctx: RawTracePointContext) -> i32 {
-    if ctx.arg::<i32>(1) > 0 {
-        on_sent(ctx.arg(0));
-    }
-    0
-}
-
 /// The return of `tcp_sendmsg_locked(sk, msg, size)`.
 #[fexit(function = "tcp_sendmsg_locked")]
 pub fn tcp_send_exit(ctx: FExitContext) -> i32 {
@@ -97,15 +88,15 @@ pub fn tcp_sendpage_exit(ctx: FExitContext) -> i32 {
 #[inline(always)]
 fn on_send(sock: u64) {
     if let Some(connection) = used_by_current(sock) {
-        connection.exchange.on_send(connection.role == role::CLIENT, now());
+        let client = connection.role == role::CLIENT;
+        connection.exchange.on_send(client, now(), &mut connection.batch, flush);
     }
 }
 
 #[inline(always)]
 fn on_sent(sock: u64) {
     if let Some(connection) = find(sock) {
-        let timing = connection.exchange.on_sent(now);
-        deliver(sock, connection, timing);
+        connection.exchange.on_sent(now(), &mut connection.batch);
     }
 }
 
@@ -147,8 +138,7 @@ pub fn tcp_read(ctx: RawTracePointContext) -> i32 {
         // It came with the handshake, where `tcp_probe` does not see it.
         exchange.arrived = now();
     }
-    let timing = exchange.on_read(connection.role == role::CLIENT, now);
-    deliver(sock, connection, timing);
+    exchange.on_read(connection.role == role::CLIENT, now, &mut connection.batch, flush);
     0
 }
 
@@ -214,26 +204,22 @@ fn create(sock: u64, flags: u64) -> Option<&'static mut Connection> {
         return None;
     }
     let connection = find(sock)?;
-    connection.born = now();
+    connection.batch.kind = record::TCP_REQUESTS;
+    connection.batch.sock = sock;
+    connection.batch.born = now();
     Some(connection)
 }
 const EEXIST: i32 = -17;
 
-/// Sends a finished request to userspace.
+/// Sends finished requests to userspace.
 #[inline(always)]
-fn deliver(sock: u64, connection: &Connection, timing: Option<Timing>) {
-    let Some(timing) = timing else { return };
-    let record = RequestRecord {
-        kind: record::TCP_REQUEST,
-        role: connection.role,
-        sock,
-        born: connection.born,
-        timing,
-    };
-    // SAFETY: the record is on the stack, whole and initialised.
-    if !unsafe { emit::output(&raw const record, size_of::<RequestRecord>() as u64, emit::Wake::WhenFull) } {
+fn flush(batch: &Batch) -> bool {
+    // SAFETY: a part of a map's value, whole and initialised.
+    let sent = unsafe { emit::output(batch, size_of::<Batch>() as u64, emit::Wake::WhenFull) };
+    if !sent {
         count(Counter::LostRequest, 1);
     }
+    sent
 }
 
 // Life.
@@ -266,7 +252,6 @@ fn on_connect(sock: u64) {
     connection.tgid = tgid;
     connection.role = role::CLIENT;
     connection.state = state::SYN_SENT;
-    connection.connect_start = connection.born;
     sock::addresses(sock, connection);
 }
 
@@ -291,7 +276,7 @@ fn on_incoming(sock: u64) {
     connection.listener = listener;
     connection.role = role::SERVER;
     connection.state = state::ESTABLISHED;
-    connection.established = connection.born;
+    connection.established = connection.batch.born;
     sock::addresses(sock, connection);
 }
 
@@ -301,8 +286,8 @@ fn on_change(sock: u64, old: u32, new: u32) {
     connection.state = new;
     if old == state::SYN_SENT && new == state::ESTABLISHED {
         connection.established = now();
-        if connection.connect_start != 0 {
-            connection.connect = connection.established - connection.connect_start;
+        if connection.flags & flag::PRE_EXISTING == 0 {
+            connection.connect = connection.established - connection.batch.born;
         }
         sock::addresses(sock, connection);
     } else if old == state::SYN_SENT && new == state::CLOSE {
@@ -322,10 +307,6 @@ fn on_change(sock: u64, old: u32, new: u32) {
 pub fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
     let sock: u64 = ctx.arg(0);
     let Some(connection) = find(sock) else { return 0 };
-    if connection.role == role::SERVER {
-        let timing = connection.exchange.finish();
-        deliver(sock, connection, timing);
-    }
     if connection.tgid == 0 {
         connection.tgid = connection.listener;
     }

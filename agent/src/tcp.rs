@@ -8,8 +8,8 @@ pub mod view;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use agent_ebpf::connection::{Connection, Report, RequestRecord, role, what};
-use agent_ebpf::exchange::{NOT_REPORTED, Timing};
+use agent_ebpf::connection::{Connection, Report, role, what};
+use agent_ebpf::exchange::{Batch, Sample, unpack};
 
 use histogram::Histogram;
 
@@ -70,21 +70,42 @@ pub struct Times {
     pub read_delay: Histogram,
 }
 
-impl Times {
-    fn add(&mut self, timing: &Timing) {
-        if timing.previous_send != NOT_REPORTED {
-            let before = Timing { send: timing.previous_send, ..*timing };
-            if !self.total.remove(before.total()) {
-                // Reported in an interval that is over.
-                return;
-            }
-            self.send.remove(before.send);
-        } else {
-            self.wait.add(timing.wait);
-            self.read_delay.add(timing.read_delay);
+/// The parts of one request in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Request {
+    send: u64,
+    wait: u64,
+    read_delay: u64,
+}
+
+impl Request {
+    fn of(sample: &Sample) -> Self {
+        Self {
+            send: unpack(sample.send),
+            wait: unpack(sample.wait),
+            read_delay: unpack(sample.read_delay),
         }
-        self.total.add(timing.total());
-        self.send.add(timing.send);
+    }
+
+    fn total(self) -> u64 {
+        self.send + self.wait + self.read_delay
+    }
+}
+
+impl Times {
+    fn add(&mut self, request: Request) {
+        self.total.add(request.total());
+        self.send.add(request.send);
+        self.wait.add(request.wait);
+        self.read_delay.add(request.read_delay);
+    }
+
+    /// Corrects the send part of a request that was added before.
+    fn lengthen(&mut self, before: Request, after: Request) {
+        if self.total.remove(before.total()) && self.send.remove(before.send) {
+            self.total.add(after.total());
+            self.send.add(after.send);
+        }
     }
 
     fn merge(&mut self, other: &Self) {
@@ -116,8 +137,48 @@ struct Entry {
     seen: u64,
     /// When it ended, in the count of intervals.
     ended_in: u64,
-    total: Times,
+    /// Requests whose times have been taken in.
+    taken: u64,
+    /// The last of them, which may have been under way still: its number.
+    last: Option<(u64, Request)>,
+    /// Requests of the intervals that are over.
+    past: Times,
+    /// Requests of the interval.
     window: Times,
+}
+
+impl Entry {
+    /// Takes in those requests of a batch that are new. One without a gap to those before only:
+    /// what lies between is still on its way.
+    fn take(&mut self, batch: &Batch) {
+        let start = batch.start();
+        if start > self.taken {
+            return;
+        }
+        let samples = batch.samples.iter().take(batch.pending as usize);
+        for (number, sample) in (start..).zip(samples) {
+            let request = Request::of(sample);
+            if number >= self.taken {
+                self.window.add(request);
+                self.last = Some((number, request));
+                self.taken = number + 1;
+            } else if let Some((last, before)) = self.last
+                && last == number
+                && before != request
+            {
+                self.window.lengthen(before, request);
+                self.past.lengthen(before, request);
+                self.last = Some((number, request));
+            }
+        }
+    }
+
+    /// Takes in what waits in the kernel, as a report brought it.
+    fn take_waiting(&mut self, connection: &Connection) {
+        if connection.torn == 0 {
+            self.take(&connection.batch);
+        }
+    }
 }
 
 /// How the connections to one remote that are no longer listed add up.
@@ -145,11 +206,20 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// A request has been timed.
-    pub fn request(&mut self, record: &RequestRecord) {
-        let entry = self.entries.entry((record.sock, record.born)).or_default();
-        entry.total.add(&record.timing);
-        entry.window.add(&record.timing);
+    /// Requests have been timed.
+    pub fn requests(&mut self, batch: &Batch) {
+        self.entries.entry((batch.sock, batch.born)).or_default().take(batch);
+    }
+
+    /// Takes in the requests that wait in the kernel, as the last look has found them; to be
+    /// called once all batches that were on their way then have come.
+    pub fn take_waiting(&mut self) {
+        for entry in self.entries.values_mut() {
+            if let Some(report) = entry.report.take() {
+                entry.take_waiting(&report.connection);
+                entry.report = Some(report);
+            }
+        }
     }
 
     /// A connection lives, ended or failed.
@@ -164,7 +234,7 @@ impl Connections {
             }
             return;
         }
-        let key = (report.sock, report.connection.born);
+        let key = (report.sock, report.connection.batch.born);
         let entry = self.entries.entry(key).or_default();
         entry.seen = self.look;
         if entry.closed {
@@ -179,6 +249,7 @@ impl Connections {
             None => entry.report = Some(Box::new(*report)),
         }
         if report.what == what::CLOSED {
+            entry.take_waiting(&report.connection);
             entry.closed = true;
             entry.ended_in = self.interval;
             self.closed.push_back(key);
@@ -196,7 +267,7 @@ impl Connections {
 
     /// What the probes know of a connection that no process holds any more.
     pub fn refresh(&mut self, sock: u64, connection: &Connection, owner: impl FnOnce() -> Option<Owner>) {
-        let key = (sock, connection.born);
+        let key = (sock, connection.batch.born);
         let known = self.entries.get(&key).is_some_and(|entry| entry.report.is_some());
         if known {
             if let Some(report) = self.entries.get_mut(&key).and_then(|entry| entry.report.as_mut()) {
@@ -224,7 +295,10 @@ impl Connections {
     pub fn end_interval(&mut self) {
         self.interval += 1;
         for entry in self.entries.values_mut() {
-            entry.window.clear();
+            if entry.window.total.count() > 0 {
+                entry.past.merge(&entry.window);
+                entry.window.clear();
+            }
         }
         while self.closed.len() > MAX_CLOSED {
             if let Some(key) = self.closed.pop_front()
@@ -241,7 +315,8 @@ impl Connections {
         let folded = self.folded.entry(remote_key(connection)).or_default();
         folded.connections += 1;
         folded.resets += u64::from(connection.resets_sent) + u64::from(connection.resets_received);
-        folded.times.merge(&entry.total);
+        folded.times.merge(&entry.past);
+        folded.times.merge(&entry.window);
         self.unlisted += 1;
     }
 }

@@ -94,6 +94,7 @@ impl Watch<'_> {
     ) -> anyhow::Result<()> {
         self.probe.look(session, connections)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
+        connections.take_waiting();
         let span = Span::Interval((elapsed - self.shown).as_secs_f64());
         if show.wants_intervals() {
             show.put(&self.view(session, connections, span))?;
@@ -108,6 +109,7 @@ impl Watch<'_> {
         probe::detach(session)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
         self.probe.last_look(session, connections)?;
+        connections.take_waiting();
         let span = Span::Run(self.begin.elapsed().as_secs_f64());
         let view = self.view(session, connections, span);
         show.put(&view)?;

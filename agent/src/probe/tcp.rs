@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use agent_ebpf::connection::{Connection, Report, RequestRecord};
+use agent_ebpf::connection::{Connection, Report};
+use agent_ebpf::exchange::Batch;
 use agent_ebpf::record;
 use aya::Btf;
 use aya::maps::{HashMap as BpfMap, MapData};
@@ -48,7 +49,7 @@ const OFFSETS: &[(&str, &str, u32)] = &[
 
 /// Maps that only other probes use.
 const UNUSED_MAPS: &[&str] = &["SCRATCH", "SEEN"];
-/// At 200,000 requests a second it holds a quarter of a second.
+/// At 200,000 requests a second it holds a second and a half.
 const RING_BYTES: u32 = 1 << 22;
 
 /// What the session must provide.
@@ -76,10 +77,8 @@ const SEND: Candidates = &[
     ("tcp_send", "tcp_sendmsg_locked", Hook::Tracepoint),
     ("tcp_send_entry", "tcp_sendmsg_locked", Hook::Entry),
 ];
-const SENT: Candidates = &[
-    ("tcp_sent", "sock_send_length", Hook::Tracepoint),
-    ("tcp_send_exit", "tcp_sendmsg_locked", Hook::Exit),
-];
+/// The tracepoint comes again and again while a send goes on; the function's entry does not.
+const SENT: Candidates = &[("tcp_send_exit", "tcp_sendmsg_locked", Hook::Exit)];
 const ARRIVAL: Candidates = &[
     ("tcp_arrival", "sk_data_ready", Hook::Tracepoint),
     ("tcp_segment", "tcp_probe", Hook::Tracepoint),
@@ -124,9 +123,12 @@ pub fn attach(session: &mut Attached) -> Result<Probe, Error> {
     for (program, hook) in ALWAYS {
         attach_raw_tracepoint(session.ebpf(), program, hook)?;
     }
-    for candidates in [SEND, SENT, ARRIVAL] {
-        hooks.push(first(session, &btf, candidates)?);
+    let send = first(session, &btf, SEND)?;
+    if !send.starts_with("tracepoint") {
+        hooks.push(first(session, &btf, SENT)?);
     }
+    hooks.push(send);
+    hooks.push(first(session, &btf, ARRIVAL)?);
     if session.kernel().version < (6, 5) {
         for candidates in SENDPAGE {
             hooks.extend(first(session, &btf, candidates).ok());
@@ -275,8 +277,8 @@ fn open_iterator(session: &mut Attached) -> Result<File, Error> {
 /// Takes in one record, of the ring buffer or of the iterator.
 pub fn take_in(bytes: &[u8], targets: &Targets, connections: &mut Connections) {
     match bytes.first_chunk().map(|&kind| u32::from_ne_bytes(kind)) {
-        Some(record::TCP_REQUEST) => match plain::<RequestRecord>(bytes) {
-            Some(request) => connections.request(&request),
+        Some(record::TCP_REQUESTS) => match plain::<Batch>(bytes) {
+            Some(batch) => connections.requests(&batch),
             None => connections.undecoded += 1,
         },
         Some(record::TCP) => match plain::<Report>(bytes) {
@@ -308,7 +310,7 @@ unsafe trait Plain: Copy {}
 // SAFETY: integers only; the sizes asserted beside it leave no room for padding.
 unsafe impl Plain for Report {}
 // SAFETY: as above.
-unsafe impl Plain for RequestRecord {}
+unsafe impl Plain for Batch {}
 
 /// The value that the bytes are, if they are as long.
 fn plain<T: Plain>(bytes: &[u8]) -> Option<T> {

@@ -1,5 +1,6 @@
 //! What is shown of the connections at one moment: plain rows, for the outputs.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -172,18 +173,22 @@ impl Times {
 }
 
 impl Entry {
-    fn times(&self, span: Span) -> &Times {
+    fn times(&self, span: Span) -> Cow<'_, Times> {
         match span {
-            Span::Interval(_) => &self.window,
-            Span::Run(_) => &self.total,
+            Span::Interval(_) => Cow::Borrowed(&self.window),
+            Span::Run(_) => {
+                let mut times = self.past.clone();
+                times.merge(&self.window);
+                Cow::Owned(times)
+            }
         }
     }
 
     /// Whether so much overlaps that the rest cannot be trusted to be requests. A rare one (a TLS
     /// session ticket that comes between two requests) only costs its own turn.
     fn overlapped(report: &Report) -> bool {
-        let exchange = &report.connection.exchange;
-        let (overlaps, requests) = (exchange.overlaps, exchange.requests);
+        let overlaps = u64::from(report.connection.exchange.overlaps);
+        let requests = report.connection.batch.requests();
         overlaps > 0 && (requests == 0 || overlaps > 1 && overlaps.saturating_mul(8) >= requests)
     }
 
@@ -195,9 +200,10 @@ impl Entry {
         let pre_existing = connection.flags & flag::PRE_EXISTING != 0;
         let times = self.times(span);
         let role = Role::from_number(connection.role);
+        let now = if self.closed { report.time } else { now };
         let requests = match span {
             _ if overlapped => 0,
-            Span::Run(_) => connection.exchange.requests,
+            Span::Run(_) => connection.batch.requests(),
             Span::Interval(_) => times.total.count(),
         };
         let state = if self.closed { 7 } else { connection.state as usize };
@@ -209,7 +215,7 @@ impl Entry {
             remote: remote_of(connection),
             role,
             state: STATES.get(state).copied().unwrap_or(STATES[0]),
-            age_s: (!pre_existing).then(|| (now.saturating_sub(connection.born) / 1_000_000) as f64 / 1e3),
+            age_s: (!pre_existing).then(|| (now.saturating_sub(connection.batch.born) / 1_000_000) as f64 / 1e3),
             pre_existing,
             shared: connection.flags & flag::SHARED != 0,
             overlapped,
@@ -267,7 +273,7 @@ impl Connections {
             row.connections += 1;
             row.resets += u64::from(report.connection.resets_sent) + u64::from(report.connection.resets_received);
             if !Entry::overlapped(report) {
-                times.merge(entry.times(span));
+                times.merge(&entry.times(span));
             }
         }
         if matches!(span, Span::Run(_)) {
@@ -311,7 +317,7 @@ impl Connections {
             sums.connections += 1;
             if !Entry::overlapped(report) {
                 sums.requests += match span {
-                    Span::Run(_) => report.connection.exchange.requests,
+                    Span::Run(_) => report.connection.batch.requests(),
                     Span::Interval(_) => entry.window.total.count(),
                 };
             }
