@@ -3,7 +3,8 @@
 use agent_ebpf::connection::{Connection, MAX_CONNECTIONS, MAX_LISTENERS, Report};
 use agent_ebpf::unwind::{Block, Mapping, Registers, register};
 use agent_ebpf::{
-    Counter, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS, RING_BYTES, StackRecord, Target, slot,
+    Counter, DEFERRED_STACK_BYTES, DeferredRecord, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS,
+    RING_BYTES, StackRecord, Target, slot,
 };
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -36,6 +37,10 @@ pub static COUNTERS: PerCpuArray<[u64; Counter::ALL.len()], 1> = PerCpuArray::ne
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, { slot::COUNT as usize }> = PerCpuArray::new();
 
+/// A deferred sample in the making, for each CPU and kind of probe.
+#[btf_map]
+pub static DEFERRED: PerCpuArray<Deferred, { slot::COUNT as usize }> = PerCpuArray::new();
+
 /// Wanted processes, by the id that the agent's PID namespace shows; `iter_task` fills in the
 /// thread-group id of the initial namespace.
 #[btf_map]
@@ -59,6 +64,15 @@ pub static REPORT: PerCpuArray<Report, 1> = PerCpuArray::new();
 
 /// Places for frames: kernel and user frames together, a power of two for the mask.
 pub const FRAMES: usize = 2048;
+
+/// See [`DEFERRED`].
+#[repr(C)]
+pub struct Deferred {
+    /// The record.
+    pub record: DeferredRecord,
+    /// The bytes that follow it.
+    pub stack: [u8; DEFERRED_STACK_BYTES],
+}
 
 /// See [`SCRATCH`].
 #[repr(C)]

@@ -21,7 +21,7 @@ const USER_MODE: u64 = 3;
 /// `value & M`, by an instruction that the optimiser cannot drop: the verifier needs to see the
 /// bound even where it follows from what came before.
 #[inline(always)]
-fn mask<const M: u64>(value: u64) -> usize {
+pub fn mask<const M: u64>(value: u64) -> usize {
     let mut masked = value;
     // SAFETY: arithmetic on one register.
     unsafe { core::arch::asm!("{x} &= {m}", x = inout(reg) masked, m = const M) };
