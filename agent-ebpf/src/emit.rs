@@ -53,7 +53,11 @@ pub fn wake_flags() -> u64 {
     let ring = (&raw const EVENTS).cast_mut().cast();
     // SAFETY: the helper only reads the map's own state.
     let waiting = unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) };
-    if waiting >= WAKE_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP }
+    if waiting >= WAKE_BYTES {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    }
 }
 
 /// Sends the stack in the scratch, or only its hash where it was sent before. A walk that came to

@@ -64,7 +64,11 @@ pub const fn pack(nanoseconds: u64) -> u32 {
 
 /// The nanoseconds that were packed.
 pub const fn unpack(packed: u32) -> u64 {
-    if packed & COARSE == 0 { packed as u64 } else { ((packed ^ COARSE) as u64) << 10 }
+    if packed & COARSE == 0 {
+        packed as u64
+    } else {
+        ((packed ^ COARSE) as u64) << 10
+    }
 }
 
 /// The finished requests of a connection that userspace has not got yet. Whole, it is a record of
@@ -160,7 +164,13 @@ impl Exchange {
 
     /// The process begins to send, or goes on.
     #[inline(always)]
-    pub fn on_send(&mut self, client: bool, now: u64, batch: &mut Batch, flush: impl Fn(&Batch) -> bool) {
+    pub fn on_send(
+        &mut self,
+        client: bool,
+        now: u64,
+        batch: &mut Batch,
+        flush: impl Fn(&Batch) -> bool,
+    ) {
         if self.arrived != 0 {
             self.overlap();
         } else if client {
@@ -175,7 +185,11 @@ impl Exchange {
                 wait: pack(now.saturating_sub(self.first_read)),
                 read_delay: pack(self.read_delay),
             };
-            self.phase = if batch.push(sample, flush) { phase::ANSWERING } else { phase::IDLE };
+            self.phase = if batch.push(sample, flush) {
+                phase::ANSWERING
+            } else {
+                phase::IDLE
+            };
         } else if self.phase == phase::ANSWERING {
             self.answer_goes_on(now, batch);
         }
@@ -216,7 +230,12 @@ impl Exchange {
     }
 
     #[inline(always)]
-    fn client_read(&mut self, clock: impl Fn() -> u64, batch: &mut Batch, flush: impl Fn(&Batch) -> bool) {
+    fn client_read(
+        &mut self,
+        clock: impl Fn() -> u64,
+        batch: &mut Batch,
+        flush: impl Fn(&Batch) -> bool,
+    ) {
         if self.phase != phase::REQUESTING {
             self.phase = phase::IDLE;
             return;
@@ -290,14 +309,28 @@ mod tests {
 
     #[test]
     fn a_clients_parts_add_up() {
-        let events = [('S', 10), ('S', 20), ('A', 50), ('R', 57), ('R', 90), ('A', 95), ('R', 99)];
+        let events = [
+            ('S', 10),
+            ('S', 20),
+            ('A', 50),
+            ('R', 57),
+            ('R', 90),
+            ('A', 95),
+            ('R', 99),
+        ];
         assert_eq!(play(true, &events), (vec![[10, 30, 7]], 0));
     }
 
     #[test]
     fn a_send_that_takes_long_counts_until_it_returns() {
-        assert_eq!(play(true, &[('S', 10), ('E', 80), ('A', 85), ('R', 86)]).0, [[70, 5, 1]]);
-        assert_eq!(play(false, &[('A', 10), ('R', 12), ('S', 20), ('E', 80)]).0, [[60, 8, 2]]);
+        assert_eq!(
+            play(true, &[('S', 10), ('E', 80), ('A', 85), ('R', 86)]).0,
+            [[70, 5, 1]]
+        );
+        assert_eq!(
+            play(false, &[('A', 10), ('R', 12), ('S', 20), ('E', 80)]).0,
+            [[60, 8, 2]]
+        );
     }
 
     #[test]
@@ -320,9 +353,20 @@ mod tests {
         let events = [('A', 1), ('R', 2), ('A', 3), ('S', 4), ('R', 6), ('S', 7)];
         assert_eq!(play(false, &events), (vec![], 1));
         // The client sends on while an answer waits to be read.
-        assert_eq!(play(true, &[('S', 1), ('A', 3), ('S', 4), ('R', 6)]), (vec![], 1));
+        assert_eq!(
+            play(true, &[('S', 1), ('A', 3), ('S', 4), ('R', 6)]),
+            (vec![], 1)
+        );
         // A clean turn after it counts again.
-        let events = [('S', 1), ('A', 3), ('S', 4), ('R', 6), ('S', 10), ('A', 12), ('R', 13)];
+        let events = [
+            ('S', 1),
+            ('A', 3),
+            ('S', 4),
+            ('R', 6),
+            ('S', 10),
+            ('A', 12),
+            ('R', 13),
+        ];
         assert_eq!(play(true, &events), (vec![[0, 2, 1]], 1));
     }
 
@@ -344,12 +388,21 @@ mod tests {
     fn a_refused_batch_is_kept_and_the_new_sample_is_lost() {
         let mut batch = Batch::default();
         for n in 0..BATCH as u32 {
-            assert!(batch.push(Sample { send: n, ..Sample::default() }, |_| false));
+            assert!(batch.push(
+                Sample {
+                    send: n,
+                    ..Sample::default()
+                },
+                |_| false
+            ));
         }
         assert!(!batch.push(Sample::default(), |_| false));
         assert_eq!((batch.requests(), batch.start(), batch.lost), (17, 0, 1));
         assert!(batch.push(Sample::default(), |full| full.samples[15].send == 15));
-        assert_eq!((batch.requests(), batch.start(), batch.pending), (18, 16, 1));
+        assert_eq!(
+            (batch.requests(), batch.start(), batch.pending),
+            (18, 16, 1)
+        );
     }
 
     #[test]

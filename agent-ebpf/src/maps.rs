@@ -179,6 +179,8 @@ pub mod config {
         TP_SND_NXT, tp_snd_nxt: u32;
         /// `tcp_sock.snd_una`.
         TP_SND_UNA, tp_snd_una: u32;
+        /// `tcp_sock.rcv_nxt`.
+        TP_RCV_NXT, tp_rcv_nxt: u32;
         /// `tcp_sock.write_seq`.
         TP_WRITE_SEQ, tp_write_seq: u32;
         /// `tcp_sock.srtt_us`.

@@ -95,7 +95,10 @@ pub fn role_of(sock: u64) -> u32 {
             || state == state::FIN_WAIT2
             || state == state::CLOSING
             || state == state::LAST_ACK);
-    let control = acked.wrapping_add(in_flight as u64).wrapping_sub(payload).wrapping_sub(fin_sent as u64);
+    let control = acked
+        .wrapping_add(in_flight as u64)
+        .wrapping_sub(payload)
+        .wrapping_sub(fin_sent as u64);
     match control {
         0 => role::SERVER,
         1 => role::CLIENT,

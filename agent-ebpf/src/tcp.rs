@@ -41,7 +41,9 @@ fn in_scope(tgid: u32) -> bool {
 #[inline(always)]
 fn find(sock: u64) -> Option<&'static mut Connection> {
     // SAFETY: the kernel frees no element while a program runs; see above for the locking.
-    CONNECTIONS.get_ptr_mut(sock).map(|connection| unsafe { &mut *connection })
+    CONNECTIONS
+        .get_ptr_mut(sock)
+        .map(|connection| unsafe { &mut *connection })
 }
 
 // Sending.
@@ -89,7 +91,9 @@ pub fn tcp_sendpage_exit(ctx: FExitContext) -> i32 {
 fn on_send(sock: u64) {
     if let Some(connection) = used_by_current(sock) {
         let client = connection.role == role::CLIENT;
-        connection.exchange.on_send(client, now(), &mut connection.batch, flush);
+        connection
+            .exchange
+            .on_send(client, now(), &mut connection.batch, flush);
     }
 }
 
@@ -114,13 +118,22 @@ pub fn tcp_arrival(ctx: RawTracePointContext) -> i32 {
 /// `tcp_probe(sk, skb)`: any segment of an established connection, before it is looked at.
 #[raw_tracepoint(tracepoint = "tcp_probe")]
 pub fn tcp_segment(ctx: RawTracePointContext) -> i32 {
-    let Some(connection) = find(ctx.arg(0)) else { return 0 };
+    let Some(connection) = find(ctx.arg(0)) else {
+        return 0;
+    };
+    if connection.exchange.arrived != 0 {
+        return 0;
+    }
     let skb: u64 = ctx.arg(1);
     let length: u32 = read(skb, config::skb_len());
     let header: u64 = read(skb, config::skb_data());
-    // Data offset (RFC 9293, 3.1): the upper half of byte 12, in words.
+    // RFC 9293, 3.1: the sequence number at byte 4; the data offset, in words, in the upper half of
+    // byte 12.
     let offset = (read::<u8>(header, 12) >> 4) as u32 * 4;
-    if length > offset {
+    let end = u32::from_be(read(header, 4)).wrapping_add(length.wrapping_sub(offset));
+    let expected: u32 = read(ctx.arg(0), config::tp_rcv_nxt());
+    // What was received before comes again where the sender thought it lost.
+    if length > offset && end.wrapping_sub(expected) as i32 > 0 {
         connection.exchange.on_arrival(now);
     }
     0
@@ -132,13 +145,20 @@ pub fn tcp_segment(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "tcp_rcv_space_adjust")]
 pub fn tcp_read(ctx: RawTracePointContext) -> i32 {
     let sock: u64 = ctx.arg(0);
-    let Some(connection) = used_by_current(sock) else { return 0 };
+    let Some(connection) = used_by_current(sock) else {
+        return 0;
+    };
     let exchange = &mut connection.exchange;
     if exchange.arrived == 0 && exchange.last_send == 0 && connection.established != 0 {
         // It came with the handshake, where `tcp_probe` does not see it.
         exchange.arrived = now();
     }
-    exchange.on_read(connection.role == role::CLIENT, now, &mut connection.batch, flush);
+    exchange.on_read(
+        connection.role == role::CLIENT,
+        now,
+        &mut connection.batch,
+        flush,
+    );
     0
 }
 
@@ -185,7 +205,9 @@ fn adopt(sock: u64, tgid: u32) -> bool {
     if state == state::LISTEN || state == state::CLOSE || !sock::is_tcp(sock) {
         return false;
     }
-    let Some(connection) = create(sock, BPF_NOEXIST) else { return false };
+    let Some(connection) = create(sock, BPF_NOEXIST) else {
+        return false;
+    };
     connection.tgid = tgid;
     connection.flags = flag::PRE_EXISTING;
     connection.state = state;
@@ -248,7 +270,9 @@ fn on_connect(sock: u64) {
     if !in_scope(tgid) || !sock::is_tcp(sock) {
         return;
     }
-    let Some(connection) = create(sock, BPF_ANY) else { return };
+    let Some(connection) = create(sock, BPF_ANY) else {
+        return;
+    };
     connection.tgid = tgid;
     connection.role = role::CLIENT;
     connection.state = state::SYN_SENT;
@@ -268,11 +292,15 @@ fn on_listen(sock: u64) {
 #[inline(always)]
 fn on_incoming(sock: u64) {
     // SAFETY: the value is copied at once.
-    let Some(listener) = (unsafe { LISTENERS.get(sock::listener_key(sock)) }).copied() else { return };
+    let Some(listener) = (unsafe { LISTENERS.get(sock::listener_key(sock)) }).copied() else {
+        return;
+    };
     if !sock::is_tcp(sock) {
         return;
     }
-    let Some(connection) = create(sock, BPF_ANY) else { return };
+    let Some(connection) = create(sock, BPF_ANY) else {
+        return;
+    };
     connection.listener = listener;
     connection.role = role::SERVER;
     connection.state = state::ESTABLISHED;
@@ -306,7 +334,9 @@ fn on_change(sock: u64, old: u32, new: u32) {
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
     let sock: u64 = ctx.arg(0);
-    let Some(connection) = find(sock) else { return 0 };
+    let Some(connection) = find(sock) else {
+        return 0;
+    };
     if connection.tgid == 0 {
         connection.tgid = connection.listener;
     }
@@ -403,8 +433,12 @@ pub extern "C" fn iter_tcp(ctx: *const FileIterator) -> i32 {
         return 0;
     }
     let tgid: u32 = read(task, config::task_tgid());
-    let Some(connection) = held_by(sock, tgid) else { return 0 };
-    let Some(place) = REPORT.get_ptr_mut(0) else { return 0 };
+    let Some(connection) = held_by(sock, tgid) else {
+        return 0;
+    };
+    let Some(place) = REPORT.get_ptr_mut(0) else {
+        return 0;
+    };
     // SAFETY: a per-CPU value, whole; the iterator is the only one that uses it.
     unsafe {
         sock::fill(place, what::LIVES, sock, connection);

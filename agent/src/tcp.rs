@@ -208,7 +208,10 @@ pub struct Connections {
 impl Connections {
     /// Requests have been timed.
     pub fn requests(&mut self, batch: &Batch) {
-        self.entries.entry((batch.sock, batch.born)).or_default().take(batch);
+        self.entries
+            .entry((batch.sock, batch.born))
+            .or_default()
+            .take(batch);
     }
 
     /// Takes in the requests that wait in the kernel, as the last look has found them; to be
@@ -266,11 +269,23 @@ impl Connections {
     }
 
     /// What the probes know of a connection that no process holds any more.
-    pub fn refresh(&mut self, sock: u64, connection: &Connection, owner: impl FnOnce() -> Option<Owner>) {
+    pub fn refresh(
+        &mut self,
+        sock: u64,
+        connection: &Connection,
+        owner: impl FnOnce() -> Option<Owner>,
+    ) {
         let key = (sock, connection.batch.born);
-        let known = self.entries.get(&key).is_some_and(|entry| entry.report.is_some());
+        let known = self
+            .entries
+            .get(&key)
+            .is_some_and(|entry| entry.report.is_some());
         if known {
-            if let Some(report) = self.entries.get_mut(&key).and_then(|entry| entry.report.as_mut()) {
+            if let Some(report) = self
+                .entries
+                .get_mut(&key)
+                .and_then(|entry| entry.report.as_mut())
+            {
                 report.connection = *connection;
             }
         } else if let Some(owner) = owner() {

@@ -46,7 +46,14 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let probe = probe::attach(&mut session)?;
     probe.look(&mut session, &mut connections)?;
     show.say_hooks(&probe);
-    let mut watch = Watch { spec: &spec, probe, pid, comm, begin: Instant::now(), shown: Duration::ZERO };
+    let mut watch = Watch {
+        spec: &spec,
+        probe,
+        pid,
+        comm,
+        begin: Instant::now(),
+        shown: Duration::ZERO,
+    };
     subjects.release()?;
     let connections = std::cell::RefCell::new(connections);
     let mut failure = None;
@@ -58,7 +65,9 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
         &mut |bytes, targets| probe::take_in(bytes, targets, &mut connections.borrow_mut()),
         |session, elapsed| {
             if elapsed - watch.shown >= spec.interval && failure.is_none() {
-                failure = watch.interval(session, &mut connections.borrow_mut(), &mut show, elapsed).err();
+                failure = watch
+                    .interval(session, &mut connections.borrow_mut(), &mut show, elapsed)
+                    .err();
             }
         },
     )
@@ -105,7 +114,12 @@ impl Watch<'_> {
     }
 
     /// The last view, since the attach; says whether any connection was seen.
-    fn end(&mut self, session: &mut Attached, connections: &mut Connections, show: &mut Show) -> anyhow::Result<bool> {
+    fn end(
+        &mut self,
+        session: &mut Attached,
+        connections: &mut Connections,
+        show: &mut Show,
+    ) -> anyhow::Result<bool> {
         probe::detach(session)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
         self.probe.last_look(session, connections)?;
@@ -137,7 +151,11 @@ impl Watch<'_> {
             }
         };
         // The name may have come only with the exec.
-        let comm = session.targets().list().first().map_or(&self.comm, |tracked| &tracked.comm);
+        let comm = session
+            .targets()
+            .list()
+            .first()
+            .map_or(&self.comm, |tracked| &tracked.comm);
         View {
             last: matches!(span, Span::Run(_)),
             elapsed_s: self.begin.elapsed().as_secs_f64(),
@@ -160,7 +178,10 @@ fn losses(session: &Attached, connections: &Connections) -> BTreeMap<&'static st
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the kernel programs.
 fn now() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the structure is ours; the clock exists on every Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -233,10 +254,16 @@ impl Show {
     fn table(&mut self, view: &View) -> String {
         let (style, width) = terminal::look(self.live.is_some());
         let style = if self.stdout { style } else { Style::Plain };
-        let width = if self.live.is_some() { width } else { PLAIN_WIDTH };
+        let width = if self.live.is_some() {
+            width
+        } else {
+            PLAIN_WIDTH
+        };
         let lines = output::lines(view, &self.hooks, width, style);
         match &mut self.live {
-            Some(live) if !view.last => live.redraw(&lines, terminal::size().map_or(24, |(_, rows)| rows)),
+            Some(live) if !view.last => {
+                live.redraw(&lines, terminal::size().map_or(24, |(_, rows)| rows))
+            }
             Some(live) => live.redraw(&lines, usize::MAX),
             None => lines.join("\n") + "\n",
         }

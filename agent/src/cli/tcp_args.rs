@@ -156,7 +156,10 @@ mod tests {
     #[test]
     fn defaults() {
         let spec = resolve(&[]).unwrap();
-        assert_eq!((spec.interval, spec.target.duration), (Duration::from_secs(1), None));
+        assert_eq!(
+            (spec.interval, spec.target.duration),
+            (Duration::from_secs(1), None)
+        );
         assert_eq!((spec.format, spec.sort), (TcpFormat::Table, Column::P99));
     }
 
@@ -164,15 +167,26 @@ mod tests {
     fn the_extension_names_the_format() {
         assert_eq!(resolve(&["-o", "x.json"]).unwrap().format, TcpFormat::Json);
         assert_eq!(resolve(&["-o", "x.csv"]).unwrap().format, TcpFormat::Csv);
-        assert_eq!(resolve(&["-o", "x.csv", "--format", "json"]).unwrap().format, TcpFormat::Json);
+        assert_eq!(
+            resolve(&["-o", "x.csv", "--format", "json"])
+                .unwrap()
+                .format,
+            TcpFormat::Json
+        );
     }
 
     #[test]
     fn an_unknown_column_lists_the_known_ones() {
         let error = resolve(&["--sort", "speed"]).unwrap_err().to_string();
-        assert!(error.starts_with("--sort") && error.contains("p50, p90, p99"), "{error}");
+        assert!(
+            error.starts_with("--sort") && error.contains("p50, p90, p99"),
+            "{error}"
+        );
         let error = resolve(&["--filter", "speed>1"]).unwrap_err().to_string();
-        assert!(error.starts_with("--filter") && error.contains("retransmits"), "{error}");
+        assert!(
+            error.starts_with("--filter") && error.contains("retransmits"),
+            "{error}"
+        );
         assert!(resolve(&["--filter", "nonsense"]).is_err());
     }
 }

@@ -74,11 +74,17 @@ struct FailedConnect<'a> {
 /// # Errors
 /// None that are known.
 pub fn json(view: &View) -> Result<Vec<u8>, serde_json::Error> {
-    let failed = |failed| FailedConnect { failed, error: error_name(failed.errno) };
+    let failed = |failed| FailedConnect {
+        failed,
+        error: error_name(failed.errno),
+    };
     let mut bytes = escape::json(&Document {
         r#final: view.last,
         elapsed_s: (view.elapsed_s * 1e3).round() / 1e3,
-        target: Target { pid: view.pid, comm: &view.comm },
+        target: Target {
+            pid: view.pid,
+            comm: &view.comm,
+        },
         connections: match &view.rows {
             Rows::Connections(rows) => Some(rows),
             Rows::Remotes(_) => None,
@@ -108,7 +114,11 @@ pub fn csv(view: &View, heading: bool) -> Result<String, serde_json::Error> {
     let mut columns = vec!["final".to_owned(), "elapsed_s".to_owned()];
     for name in names {
         match name.strip_suffix(".*") {
-            Some(group) => columns.extend(QUANTILES.iter().map(|quantile| format!("{group}.{quantile}"))),
+            Some(group) => columns.extend(
+                QUANTILES
+                    .iter()
+                    .map(|quantile| format!("{group}.{quantile}")),
+            ),
             None => columns.push((*name).to_owned()),
         }
     }
@@ -139,15 +149,49 @@ const QUANTILES: [&str; 5] = ["p50", "p90", "p99", "max", "mean"];
 
 /// `.*` stands for the quantiles.
 const CONNECTION_CSV: [&str; 27] = [
-    "pid", "comm", "local", "remote", "role", "state", "age_s", "pre_existing", "shared", "overlapped",
-    "requests", "rate", "latency_us.*", "parts_us.send.*", "parts_us.peer.*", "parts_us.service.*",
-    "parts_us.read_delay.*", "connect_us", "accept_wait_us", "srtt_us", "min_rtt_us", "rttvar_us",
-    "retransmits", "resets_sent", "resets_received", "bytes_sent", "bytes_received",
+    "pid",
+    "comm",
+    "local",
+    "remote",
+    "role",
+    "state",
+    "age_s",
+    "pre_existing",
+    "shared",
+    "overlapped",
+    "requests",
+    "rate",
+    "latency_us.*",
+    "parts_us.send.*",
+    "parts_us.peer.*",
+    "parts_us.service.*",
+    "parts_us.read_delay.*",
+    "connect_us",
+    "accept_wait_us",
+    "srtt_us",
+    "min_rtt_us",
+    "rttvar_us",
+    "retransmits",
+    "resets_sent",
+    "resets_received",
+    "bytes_sent",
+    "bytes_received",
 ];
 
 const REMOTE_CSV: [&str; 13] = [
-    "remote", "role", "connections", "requests", "rate", "errors", "resets", "failed_connects",
-    "latency_us.*", "parts_us.send.*", "parts_us.peer.*", "parts_us.service.*", "parts_us.read_delay.*",
+    "remote",
+    "role",
+    "connections",
+    "requests",
+    "rate",
+    "errors",
+    "resets",
+    "failed_connects",
+    "latency_us.*",
+    "parts_us.send.*",
+    "parts_us.peer.*",
+    "parts_us.service.*",
+    "parts_us.read_delay.*",
 ];
 
 /// The head line and the table, none wider than `width`.
@@ -166,11 +210,19 @@ pub fn lines(view: &View, hooks: &str, width: usize, style: Style) -> Vec<String
     } else {
         lines.extend(rendered(table).lines(width, style));
         if view.left_out > 0 {
-            lines.push(style.paint(Tone::Dim, &format!("{} more not shown (--top, --filter)", view.left_out)));
+            lines.push(style.paint(
+                Tone::Dim,
+                &format!("{} more not shown (--top, --filter)", view.left_out),
+            ));
         }
     }
     for failed in &view.failed {
-        let text = format!("connect to {} failed {} times: {}", failed.remote, failed.count, error_name(failed.errno));
+        let text = format!(
+            "connect to {} failed {} times: {}",
+            failed.remote,
+            failed.count,
+            error_name(failed.errno)
+        );
         lines.push(style.paint(Tone::Bad, &escape::truncate_middle(&text, width)));
     }
     lines
@@ -251,7 +303,11 @@ fn bytes(count: u64) -> Cell {
         }
         (value, unit) = (value / 1024.0, next);
     }
-    Cell::new(if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") })
+    Cell::new(if unit == "B" {
+        format!("{count} B")
+    } else {
+        format!("{value:.1} {unit}")
+    })
 }
 
 fn wrong(count: u64) -> Cell {
@@ -273,51 +329,119 @@ fn wait(parts: &Parts) -> Option<Quantiles> {
 }
 
 fn marks(row: &Row) -> Cell {
-    let marks = [(row.pre_existing, "old"), (row.shared, "shared"), (row.overlapped, "overlapped")];
-    let marks: Vec<&str> = marks.iter().filter(|(set, _)| *set).map(|&(_, mark)| mark).collect();
+    let marks = [
+        (row.pre_existing, "old"),
+        (row.shared, "shared"),
+        (row.overlapped, "overlapped"),
+    ];
+    let marks: Vec<&str> = marks
+        .iter()
+        .filter(|(set, _)| *set)
+        .map(|&(_, mark)| mark)
+        .collect();
     Cell::new(marks.join(" ")).tone(Tone::Dim)
 }
 
 const CONNECTION_TABLE: [Field<Row>; 21] = [
-    (Column::text("REMOTE", "remote").stretch(15), |row| address(row.remote)),
-    (Column::text("LOCAL", "local").priority(6), |row| address(row.local)),
-    (Column::text("ROLE", "role"), |row| Cell::new(row.role.name())),
-    (Column::number("PID", "pid").priority(5), |row| Cell::new(row.pid.to_string())),
-    (Column::text("STATE", "state").priority(7), |row| Cell::new(row.state)),
-    (Column::number("AGE", "age").priority(9), |row| Cell::new(time(row.age_s.map(|age| age * 1e6)))),
-    (Column::number("REQ", "requests"), |row| Cell::new(row.requests.to_string())),
-    (Column::number("REQ/S", "rate").priority(3), |row| Cell::new(format!("{:.1}", row.rate))),
-    (Column::number("P50", "p50"), |row| latency(row.latency_us.map(|times| times.p50))),
-    (Column::number("P90", "p90").priority(2), |row| latency(row.latency_us.map(|times| times.p90))),
-    (Column::number("P99", "p99"), |row| latency(row.latency_us.map(|times| times.p99))),
-    (Column::number("MAX", "max").priority(4), |row| latency(row.latency_us.map(|times| times.max))),
-    (Column::number("SEND", "send").priority(10), |row| Cell::new(time(median(row.parts_us.send)))),
-    (Column::number("PEER/SVC", "wait").priority(2), |row| Cell::new(time(median(wait(&row.parts_us))))),
-    (Column::number("READ", "read").priority(8), |row| Cell::new(time(median(row.parts_us.read_delay)))),
-    (Column::number("SRTT", "srtt").priority(8), |row| round_trip(row.srtt_us)),
-    (Column::number("RETR", "retransmits").priority(9), |row| wrong(u64::from(row.retransmits))),
+    (Column::text("REMOTE", "remote").stretch(15), |row| {
+        address(row.remote)
+    }),
+    (Column::text("LOCAL", "local").priority(6), |row| {
+        address(row.local)
+    }),
+    (Column::text("ROLE", "role"), |row| {
+        Cell::new(row.role.name())
+    }),
+    (Column::number("PID", "pid").priority(5), |row| {
+        Cell::new(row.pid.to_string())
+    }),
+    (Column::text("STATE", "state").priority(7), |row| {
+        Cell::new(row.state)
+    }),
+    (Column::number("AGE", "age").priority(9), |row| {
+        Cell::new(time(row.age_s.map(|age| age * 1e6)))
+    }),
+    (Column::number("REQ", "requests"), |row| {
+        Cell::new(row.requests.to_string())
+    }),
+    (Column::number("REQ/S", "rate").priority(3), |row| {
+        Cell::new(format!("{:.1}", row.rate))
+    }),
+    (Column::number("P50", "p50"), |row| {
+        latency(row.latency_us.map(|times| times.p50))
+    }),
+    (Column::number("P90", "p90").priority(2), |row| {
+        latency(row.latency_us.map(|times| times.p90))
+    }),
+    (Column::number("P99", "p99"), |row| {
+        latency(row.latency_us.map(|times| times.p99))
+    }),
+    (Column::number("MAX", "max").priority(4), |row| {
+        latency(row.latency_us.map(|times| times.max))
+    }),
+    (Column::number("SEND", "send").priority(10), |row| {
+        Cell::new(time(median(row.parts_us.send)))
+    }),
+    (Column::number("PEER/SVC", "wait").priority(2), |row| {
+        Cell::new(time(median(wait(&row.parts_us))))
+    }),
+    (Column::number("READ", "read").priority(8), |row| {
+        Cell::new(time(median(row.parts_us.read_delay)))
+    }),
+    (Column::number("SRTT", "srtt").priority(8), |row| {
+        round_trip(row.srtt_us)
+    }),
+    (Column::number("RETR", "retransmits").priority(9), |row| {
+        wrong(u64::from(row.retransmits))
+    }),
     (Column::number("RST", "resets").priority(9), |row| {
         wrong(u64::from(row.resets_sent) + u64::from(row.resets_received))
     }),
-    (Column::number("SENT", "sent").priority(11), |row| bytes(row.bytes_sent)),
-    (Column::number("RECV", "received").priority(11), |row| bytes(row.bytes_received)),
+    (Column::number("SENT", "sent").priority(11), |row| {
+        bytes(row.bytes_sent)
+    }),
+    (Column::number("RECV", "received").priority(11), |row| {
+        bytes(row.bytes_received)
+    }),
     (Column::text("", "marks").priority(3), marks),
 ];
 
 const REMOTE_TABLE: [Field<RemoteRow>; 13] = [
-    (Column::text("REMOTE", "remote").stretch(15), |row| Cell::new(&row.remote)),
+    (Column::text("REMOTE", "remote").stretch(15), |row| {
+        Cell::new(&row.remote)
+    }),
     (Column::text("ROLE", "role"), |row| Cell::new(row.role)),
-    (Column::number("CONN", "connections").priority(3), |row| Cell::new(row.connections.to_string())),
-    (Column::number("REQ", "requests"), |row| Cell::new(row.requests.to_string())),
-    (Column::number("REQ/S", "rate"), |row| Cell::new(format!("{:.1}", row.rate))),
+    (Column::number("CONN", "connections").priority(3), |row| {
+        Cell::new(row.connections.to_string())
+    }),
+    (Column::number("REQ", "requests"), |row| {
+        Cell::new(row.requests.to_string())
+    }),
+    (Column::number("REQ/S", "rate"), |row| {
+        Cell::new(format!("{:.1}", row.rate))
+    }),
     (Column::number("ERR", "errors"), |row| wrong(row.errors)),
-    (Column::number("P50", "p50"), |row| latency(row.latency_us.map(|times| times.p50))),
-    (Column::number("P90", "p90").priority(2), |row| latency(row.latency_us.map(|times| times.p90))),
-    (Column::number("P99", "p99"), |row| latency(row.latency_us.map(|times| times.p99))),
-    (Column::number("MAX", "max").priority(4), |row| latency(row.latency_us.map(|times| times.max))),
-    (Column::number("SEND", "send").priority(6), |row| Cell::new(time(median(row.parts_us.send)))),
-    (Column::number("PEER/SVC", "wait").priority(2), |row| Cell::new(time(median(wait(&row.parts_us))))),
-    (Column::number("READ", "read").priority(5), |row| Cell::new(time(median(row.parts_us.read_delay)))),
+    (Column::number("P50", "p50"), |row| {
+        latency(row.latency_us.map(|times| times.p50))
+    }),
+    (Column::number("P90", "p90").priority(2), |row| {
+        latency(row.latency_us.map(|times| times.p90))
+    }),
+    (Column::number("P99", "p99"), |row| {
+        latency(row.latency_us.map(|times| times.p99))
+    }),
+    (Column::number("MAX", "max").priority(4), |row| {
+        latency(row.latency_us.map(|times| times.max))
+    }),
+    (Column::number("SEND", "send").priority(6), |row| {
+        Cell::new(time(median(row.parts_us.send)))
+    }),
+    (Column::number("PEER/SVC", "wait").priority(2), |row| {
+        Cell::new(time(median(wait(&row.parts_us))))
+    }),
+    (Column::number("READ", "read").priority(5), |row| {
+        Cell::new(time(median(row.parts_us.read_delay)))
+    }),
 ];
 
 /// The name of an error number as the kernel's headers have it (asm-generic/errno.h); those that a

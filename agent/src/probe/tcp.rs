@@ -34,6 +34,7 @@ const OFFSETS: &[(&str, &str, u32)] = &[
     ("TP_BYTES_RECEIVED", "tcp_sock.bytes_received", 0),
     ("TP_SND_NXT", "tcp_sock.snd_nxt", 0),
     ("TP_SND_UNA", "tcp_sock.snd_una", 0),
+    ("TP_RCV_NXT", "tcp_sock.rcv_nxt", 0),
     ("TP_WRITE_SEQ", "tcp_sock.write_seq", 0),
     ("TP_SRTT", "tcp_sock.srtt_us", 0),
     ("TP_MDEV", "tcp_sock.mdev_us", 0),
@@ -54,7 +55,12 @@ const RING_BYTES: u32 = 1 << 22;
 
 /// What the session must provide.
 pub fn needs() -> Needs {
-    Needs { stacks: false, unused_maps: UNUSED_MAPS, ring_bytes: RING_BYTES, offsets: OFFSETS }
+    Needs {
+        stacks: false,
+        unused_maps: UNUSED_MAPS,
+        ring_bytes: RING_BYTES,
+        offsets: OFFSETS,
+    }
 }
 
 /// Fields that the preflight has to look up.
@@ -117,7 +123,10 @@ pub struct Probe {
 /// # Errors
 /// When it accepts none of a kind that cannot be done without.
 pub fn attach(session: &mut Attached) -> Result<Probe, Error> {
-    let refused = |source| Error::Program { program: ITERATOR, source: Box::new(source) };
+    let refused = |source| Error::Program {
+        program: ITERATOR,
+        source: Box::new(source),
+    };
     let btf = Btf::from_sys_fs().map_err(|error| refused(error.into()))?;
     let mut hooks = Vec::new();
     for (program, hook) in ALWAYS {
@@ -137,12 +146,18 @@ pub fn attach(session: &mut Attached) -> Result<Probe, Error> {
     let mut missing = Vec::new();
     match first(session, &btf, ACCEPT) {
         Ok(hook) => hooks.push(hook),
-        Err(_) => missing.push("the wait in the accept queue (fentry programs are not allowed here)"),
+        Err(_) => {
+            missing.push("the wait in the accept queue (fentry programs are not allowed here)")
+        }
     }
     let iterator: &mut Iter = program_mut(session.ebpf(), ITERATOR)?;
     iterator.load("task_file", &btf).map_err(refused)?;
     let connections = take(session.ebpf(), "CONNECTIONS")?;
-    Ok(Probe { connections, hooks, missing })
+    Ok(Probe {
+        connections,
+        hooks,
+        missing,
+    })
 }
 
 fn first(session: &mut Attached, btf: &Btf, candidates: Candidates) -> Result<String, Error> {
@@ -170,17 +185,40 @@ fn failed(program: &'static str, hook: &str, loaded: bool) -> impl Fn(ProgramErr
     let hook = format!("the function {hook}");
     move |source| {
         let source = Box::new(source);
-        if loaded { Error::Attach { program, hook: hook.clone(), source } } else { Error::Program { program, source } }
+        if loaded {
+            Error::Attach {
+                program,
+                hook: hook.clone(),
+                source,
+            }
+        } else {
+            Error::Program { program, source }
+        }
     }
 }
 
-fn attach_entry(session: &mut Attached, btf: &Btf, program: &'static str, hook: &str) -> Result<(), Error> {
+fn attach_entry(
+    session: &mut Attached,
+    btf: &Btf,
+    program: &'static str,
+    hook: &str,
+) -> Result<(), Error> {
     let entry: &mut FEntry = program_mut(session.ebpf(), program)?;
-    entry.load(hook, btf).map_err(failed(program, hook, false))?;
-    entry.attach().map(drop).map_err(failed(program, hook, true))
+    entry
+        .load(hook, btf)
+        .map_err(failed(program, hook, false))?;
+    entry
+        .attach()
+        .map(drop)
+        .map_err(failed(program, hook, true))
 }
 
-fn attach_exit(session: &mut Attached, btf: &Btf, program: &'static str, hook: &str) -> Result<(), Error> {
+fn attach_exit(
+    session: &mut Attached,
+    btf: &Btf,
+    program: &'static str,
+    hook: &str,
+) -> Result<(), Error> {
     let exit: &mut FExit = program_mut(session.ebpf(), program)?;
     exit.load(hook, btf).map_err(failed(program, hook, false))?;
     exit.attach().map(drop).map_err(failed(program, hook, true))
@@ -192,7 +230,9 @@ fn attach_exit(session: &mut Attached, btf: &Btf, program: &'static str, hook: &
 /// When the bytecode does not hold a program.
 pub fn detach(session: &mut Attached) -> Result<(), Error> {
     let tracepoints = ALWAYS.iter().map(|&(program, _)| program);
-    let others = [SEND, SENT, ARRIVAL, SENDPAGE[0], SENDPAGE[1], ACCEPT].into_iter().flatten();
+    let others = [SEND, SENT, ARRIVAL, SENDPAGE[0], SENDPAGE[1], ACCEPT]
+        .into_iter()
+        .flatten();
     for (program, kind) in tracepoints
         .map(|program| (program, Hook::Tracepoint))
         .chain(others.map(|&(program, _, kind)| (program, kind)))
@@ -222,11 +262,27 @@ impl Probe {
             match file.read(room) {
                 Ok(0) => break,
                 Ok(read) => filled += read,
-                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => continue,
-                Err(source) => return Err(Error::Io { what: "cannot read the socket iterator", source }),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                    ) =>
+                {
+                    continue;
+                }
+                Err(source) => {
+                    return Err(Error::Io {
+                        what: "cannot read the socket iterator",
+                        source,
+                    });
+                }
             }
             let whole = filled - filled % size_of::<Report>();
-            for bytes in buffer.get(..whole).unwrap_or_default().chunks(size_of::<Report>()) {
+            for bytes in buffer
+                .get(..whole)
+                .unwrap_or_default()
+                .chunks(size_of::<Report>())
+            {
                 take_in(bytes, session.targets(), connections);
             }
             buffer.copy_within(whole..filled, 0);
@@ -250,7 +306,11 @@ impl Probe {
     ///
     /// # Errors
     /// As [`Probe::look`].
-    pub fn last_look(&self, session: &mut Attached, connections: &mut Connections) -> Result<(), Error> {
+    pub fn last_look(
+        &self,
+        session: &mut Attached,
+        connections: &mut Connections,
+    ) -> Result<(), Error> {
         self.look(session, connections)?;
         let targets = session.targets();
         for (sock, Value(connection)) in self.connections.iter().flatten() {
@@ -267,7 +327,10 @@ fn open_iterator(session: &mut Attached) -> Result<File, Error> {
         source: Box::new(source),
     };
     let iterator: &mut Iter = program_mut(session.ebpf(), ITERATOR)?;
-    let link = iterator.attach().and_then(|link| iterator.take_link(link)).map_err(refused)?;
+    let link = iterator
+        .attach()
+        .and_then(|link| iterator.take_link(link))
+        .map_err(refused)?;
     link.into_file().map_err(|error| Error::Io {
         what: "cannot open the socket iterator",
         source: io::Error::other(error),
@@ -283,7 +346,11 @@ pub fn take_in(bytes: &[u8], targets: &Targets, connections: &mut Connections) {
         },
         Some(record::TCP) => match plain::<Report>(bytes) {
             Some(report) => {
-                let tgid = if report.holder == 0 { report.connection.tgid } else { report.holder };
+                let tgid = if report.holder == 0 {
+                    report.connection.tgid
+                } else {
+                    report.holder
+                };
                 if let Some(owner) = owner(tgid, targets) {
                     connections.report(&report, owner);
                 }
@@ -296,9 +363,20 @@ pub fn take_in(bytes: &[u8], targets: &Targets, connections: &mut Connections) {
 
 /// The process, also one that has ended since.
 fn owner(tgid: u32, targets: &Targets) -> Option<Owner> {
-    let living = targets.find(tgid).and_then(|index| targets.list().get(index));
-    let tracked = living.or_else(|| targets.list().iter().rev().find(|tracked| tracked.tgid == tgid))?;
-    Some(Owner { pid: tracked.pid, comm: tracked.comm.clone() })
+    let living = targets
+        .find(tgid)
+        .and_then(|index| targets.list().get(index));
+    let tracked = living.or_else(|| {
+        targets
+            .list()
+            .iter()
+            .rev()
+            .find(|tracked| tracked.tgid == tgid)
+    })?;
+    Some(Owner {
+        pid: tracked.pid,
+        comm: tracked.comm.clone(),
+    })
 }
 
 /// Types of the ABI whose every bit pattern is a value.

@@ -335,7 +335,11 @@ impl Targets {
             return Ok(());
         }
         let process = Process::open(event.visible).ok();
-        let slot = if self.mappings { self.tables.reserve()? } else { 0 };
+        let slot = if self.mappings {
+            self.tables.reserve()?
+        } else {
+            0
+        };
         let index = self.track(event.visible, event.tgid, process, Some(parent), slot);
         let (maps, comm, exe) = {
             let parent = &self.list[parent];

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
-use super::view::{Parts, RemoteRow, Row};
 use super::histogram::Quantiles;
+use super::view::{Parts, RemoteRow, Row};
 
 /// Why a sort column or a filter has no meaning.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -18,7 +18,9 @@ pub enum FilterError {
         name: String,
     },
     /// A term that is neither an address nor a comparison.
-    #[error("`{0}` is neither an address (10.0.0.1, 10.0.0.1:80, [::1]:80, :80, 10.0.0.0/8) nor a comparison (p99>10ms, role=client, state=ESTABLISHED)")]
+    #[error(
+        "`{0}` is neither an address (10.0.0.1, 10.0.0.1:80, [::1]:80, :80, 10.0.0.0/8) nor a comparison (p99>10ms, role=client, state=ESTABLISHED)"
+    )]
     Term(String),
     /// A value that the column cannot have.
     #[error("`{value}` is no value of the column `{column}`: write {wanted}")]
@@ -61,7 +63,11 @@ columns! {
 }
 
 fn names() -> String {
-    Column::ALL.iter().map(|column| column.name()).collect::<Vec<_>>().join(", ")
+    Column::ALL
+        .iter()
+        .map(|column| column.name())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// What stands in a column: an address, a word, or a number (times in microseconds).
@@ -79,16 +85,32 @@ impl Column {
     /// # Errors
     /// There is none; the error lists them.
     pub fn parse(name: &str) -> Result<Self, FilterError> {
-        let found = Self::ALL.iter().find(|column| column.name().eq_ignore_ascii_case(name));
-        found.copied().ok_or_else(|| FilterError::Column { name: name.to_owned() })
+        let found = Self::ALL
+            .iter()
+            .find(|column| column.name().eq_ignore_ascii_case(name));
+        found.copied().ok_or_else(|| FilterError::Column {
+            name: name.to_owned(),
+        })
     }
 
     const fn is_time(self) -> bool {
         use Column::*;
         matches!(
             self,
-            Age | P50 | P90 | P99 | Max | Mean | Send | Peer | Service | ReadDelay | Connect | AcceptWait
-                | Srtt | MinRtt | Rttvar
+            Age | P50
+                | P90
+                | P99
+                | Max
+                | Mean
+                | Send
+                | Peer
+                | Service
+                | ReadDelay
+                | Connect
+                | AcceptWait
+                | Srtt
+                | MinRtt
+                | Rttvar
         )
     }
 
@@ -123,7 +145,9 @@ impl Column {
             Column::MinRtt => row.min_rtt_us.map(f64::from),
             Column::Rttvar => row.rttvar_us.map(f64::from),
             Column::Retransmits => Some(f64::from(row.retransmits)),
-            Column::Resets | Column::Errors => Some(f64::from(row.resets_sent) + f64::from(row.resets_received)),
+            Column::Resets | Column::Errors => {
+                Some(f64::from(row.resets_sent) + f64::from(row.resets_received))
+            }
             Column::Sent => Some(row.bytes_sent as f64),
             Column::Received => Some(row.bytes_received as f64),
             Column::Connections => Some(1.0),
@@ -230,7 +254,10 @@ struct Net {
 impl Net {
     fn parse(text: &str) -> Option<Self> {
         if let Some(port) = text.strip_prefix(':') {
-            return Some(Self { prefix: None, port: Some(port.parse().ok()?) });
+            return Some(Self {
+                prefix: None,
+                port: Some(port.parse().ok()?),
+            });
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Some(Self::of(address.ip(), u32::MAX, Some(address.port())));
@@ -238,21 +265,32 @@ impl Net {
         if let Some((address, bits)) = text.split_once('/') {
             return Some(Self::of(address.parse().ok()?, bits.parse().ok()?, None));
         }
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        let bare = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'))
+            .unwrap_or(text);
         Some(Self::of(bare.parse().ok()?, u32::MAX, None))
     }
 
     fn of(address: IpAddr, bits: u32, port: Option<u16>) -> Self {
-        Self { prefix: Some((address.to_canonical(), bits)), port }
+        Self {
+            prefix: Some((address.to_canonical(), bits)),
+            port,
+        }
     }
 
     fn holds(&self, address: &SocketAddr) -> bool {
         let in_prefix = match (self.prefix, address.ip()) {
             (None, _) => true,
-            (Some((IpAddr::V4(net), bits)), IpAddr::V4(ip)) => {
-                same(u128::from(net.to_bits()), u128::from(ip.to_bits()), 32, bits)
+            (Some((IpAddr::V4(net), bits)), IpAddr::V4(ip)) => same(
+                u128::from(net.to_bits()),
+                u128::from(ip.to_bits()),
+                32,
+                bits,
+            ),
+            (Some((IpAddr::V6(net), bits)), IpAddr::V6(ip)) => {
+                same(net.to_bits(), ip.to_bits(), 128, bits)
             }
-            (Some((IpAddr::V6(net), bits)), IpAddr::V6(ip)) => same(net.to_bits(), ip.to_bits(), 128, bits),
             _ => false,
         };
         in_prefix && self.port.is_none_or(|port| port == address.port())
@@ -290,7 +328,10 @@ impl Filter {
     /// # Errors
     /// A term that is neither, an unknown column, or a value it cannot have.
     pub fn parse(text: &str) -> Result<Self, FilterError> {
-        let terms = text.split(',').map(|term| parse_term(term.trim())).collect::<Result<_, _>>()?;
+        let terms = text
+            .split(',')
+            .map(|term| parse_term(term.trim()))
+            .collect::<Result<_, _>>()?;
         Ok(Self { terms })
     }
 
@@ -314,21 +355,32 @@ fn parse_term(term: &str) -> Result<Term, FilterError> {
     });
     let (name, operator, value) = found.ok_or_else(|| FilterError::Term(term.to_owned()))?;
     let column = Column::parse(name)?;
-    let wrong = |wanted| FilterError::Value { column: column.name(), value: value.to_owned(), wanted };
+    let wrong = |wanted| FilterError::Value {
+        column: column.name(),
+        value: value.to_owned(),
+        wanted,
+    };
     let wanted = match column {
-        Column::Local | Column::Remote => {
-            Net::parse(value).map(Wanted::Address).ok_or_else(|| wrong("an address, such as 10.0.0.1:80"))?
-        }
+        Column::Local | Column::Remote => Net::parse(value)
+            .map(Wanted::Address)
+            .ok_or_else(|| wrong("an address, such as 10.0.0.1:80"))?,
         Column::Role | Column::State => Wanted::Word(value.to_owned()),
-        column if column.is_time() => time(value).map(Wanted::Number).ok_or_else(|| wrong("a time, such as 10ms"))?,
-        _ => value.parse().map(Wanted::Number).map_err(|_| wrong("a number"))?,
+        column if column.is_time() => time(value)
+            .map(Wanted::Number)
+            .ok_or_else(|| wrong("a time, such as 10ms"))?,
+        _ => value
+            .parse()
+            .map(Wanted::Number)
+            .map_err(|_| wrong("a number"))?,
     };
     Ok(Term::Compare(column, operator, wanted))
 }
 
 /// A time in microseconds: `250us`, `10ms`, `1.5s`; a bare number is in microseconds.
 fn time(text: &str) -> Option<f64> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit_at = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(unit_at)?;
     let factor = match unit.trim() {
         "" | "us" | "µs" => 1.0,
@@ -346,12 +398,16 @@ impl Operator {
             (Value::Word(value), Wanted::Word(wanted)) => {
                 Some(value.to_ascii_lowercase().cmp(&wanted.to_ascii_lowercase()))
             }
-            (Value::Address(value), Wanted::Address(net)) => {
-                Some(if net.holds(value) { Ordering::Equal } else { Ordering::Less })
-            }
+            (Value::Address(value), Wanted::Address(net)) => Some(if net.holds(value) {
+                Ordering::Equal
+            } else {
+                Ordering::Less
+            }),
             _ => None,
         };
-        let Some(ordering) = ordering else { return false };
+        let Some(ordering) = ordering else {
+            return false;
+        };
         match self {
             Operator::Equal => ordering.is_eq(),
             Operator::NotEqual => ordering.is_ne(),

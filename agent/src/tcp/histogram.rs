@@ -151,15 +151,24 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_sorted_values() {
-        let mut values: Vec<u64> = (0..10_007u64).map(|n| n * n * 7919 % 50_000_017 + 900).collect();
+        let mut values: Vec<u64> = (0..10_007u64)
+            .map(|n| n * n * 7919 % 50_000_017 + 900)
+            .collect();
         let mut histogram = Histogram::default();
         values.iter().for_each(|&value| histogram.add(value));
         values.sort_unstable();
         let quantiles = histogram.quantiles().unwrap();
-        for (share, found) in [(0.5, quantiles.p50), (0.9, quantiles.p90), (0.99, quantiles.p99)] {
+        for (share, found) in [
+            (0.5, quantiles.p50),
+            (0.9, quantiles.p90),
+            (0.99, quantiles.p99),
+        ] {
             let rank = (values.len() as f64 * share).ceil() as usize - 1;
             let exact = values[rank] as f64 / 1000.0;
-            assert!((found - exact).abs() <= exact * 0.01, "{share}: {found} {exact}");
+            assert!(
+                (found - exact).abs() <= exact * 0.01,
+                "{share}: {found} {exact}"
+            );
         }
         assert_eq!(quantiles.max, micros(values[values.len() - 1]));
         let mean = values.iter().sum::<u64>() as f64 / values.len() as f64 / 1000.0;

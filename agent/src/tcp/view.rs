@@ -12,8 +12,19 @@ use super::{Connections, Entry, Folded, Role, Times, local_of, remote_key, remot
 
 /// Names of the TCP states (net/tcp_states.h), by their number.
 const STATES: [&str; 13] = [
-    "UNKNOWN", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSED",
-    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV",
+    "UNKNOWN",
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "CLOSED",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW_SYN_RECV",
 ];
 
 /// The time that a view is of.
@@ -206,7 +217,11 @@ impl Entry {
             Span::Run(_) => connection.batch.requests(),
             Span::Interval(_) => times.total.count(),
         };
-        let state = if self.closed { 7 } else { connection.state as usize };
+        let state = if self.closed {
+            7
+        } else {
+            connection.state as usize
+        };
         let measured = |value: u32| (metrics.srtt > 0).then_some(value);
         Row {
             pid: self.owner.pid,
@@ -215,14 +230,19 @@ impl Entry {
             remote: remote_of(connection),
             role,
             state: STATES.get(state).copied().unwrap_or(STATES[0]),
-            age_s: (!pre_existing).then(|| (now.saturating_sub(connection.batch.born) / 1_000_000) as f64 / 1e3),
+            age_s: (!pre_existing)
+                .then(|| (now.saturating_sub(connection.batch.born) / 1_000_000) as f64 / 1e3),
             pre_existing,
             shared: connection.flags & flag::SHARED != 0,
             overlapped,
             requests,
             rate: rate(requests, span),
             latency_us: times.total.quantiles().filter(|_| !overlapped),
-            parts_us: if overlapped { Parts::default() } else { times.parts(role) },
+            parts_us: if overlapped {
+                Parts::default()
+            } else {
+                times.parts(role)
+            },
             connect_us: seen(connection.connect).map(micros),
             accept_wait_us: seen(connection.accept_wait).map(|wait| micros(wait - 1)),
             // As in TCP_INFO (tcp_get_info, net/ipv4/tcp.c).
@@ -254,9 +274,14 @@ impl Connections {
 
     fn shown(&self, span: Span) -> impl Iterator<Item = (&Entry, &Report)> {
         self.entries.values().filter_map(move |entry| {
-            let gone = entry.closed && entry.ended_in != self.interval && matches!(span, Span::Interval(_));
+            let gone = entry.closed
+                && entry.ended_in != self.interval
+                && matches!(span, Span::Interval(_));
             // Unowned: waits in the accept queue.
-            let report = entry.report.as_deref().filter(|report| report.connection.tgid != 0)?;
+            let report = entry
+                .report
+                .as_deref()
+                .filter(|report| report.connection.tgid != 0)?;
             (!gone).then_some((entry, report))
         })
     }
@@ -271,13 +296,22 @@ impl Connections {
             }
             let (row, times) = sums.entry(remote_key(&report.connection)).or_default();
             row.connections += 1;
-            row.resets += u64::from(report.connection.resets_sent) + u64::from(report.connection.resets_received);
+            row.resets += u64::from(report.connection.resets_sent)
+                + u64::from(report.connection.resets_received);
             if !Entry::overlapped(report) {
                 times.merge(&entry.times(span));
             }
         }
         if matches!(span, Span::Run(_)) {
-            for (key, Folded { connections, resets, times }) in &self.folded {
+            for (
+                key,
+                Folded {
+                    connections,
+                    resets,
+                    times,
+                },
+            ) in &self.folded
+            {
                 let (row, sum) = sums.entry(key.clone()).or_default();
                 row.connections += connections;
                 row.resets += resets;
@@ -288,22 +322,27 @@ impl Connections {
             let (row, _) = sums.entry((Role::Client, remote.to_string())).or_default();
             row.failed_connects += count;
         }
-        let finish = |((role, remote), (row, times)): ((Role, String), (RemoteRow, Times))| RemoteRow {
-            remote,
-            role: role.name(),
-            requests: times.total.count(),
-            rate: rate(times.total.count(), span),
-            errors: row.resets + row.failed_connects,
-            latency_us: times.total.quantiles(),
-            parts_us: times.parts(role),
-            ..row
-        };
+        let finish =
+            |((role, remote), (row, times)): ((Role, String), (RemoteRow, Times))| RemoteRow {
+                remote,
+                role: role.name(),
+                requests: times.total.count(),
+                rate: rate(times.total.count(), span),
+                errors: row.resets + row.failed_connects,
+                latency_us: times.total.quantiles(),
+                parts_us: times.parts(role),
+                ..row
+            };
         sums.into_iter().map(finish).collect()
     }
 
     /// Connects that failed since the attach.
     pub fn failed(&self) -> Vec<Failed> {
-        let failed = |(&(remote, errno), &count): (&(SocketAddr, u32), &u64)| Failed { remote, errno, count };
+        let failed = |(&(remote, errno), &count): (&(SocketAddr, u32), &u64)| Failed {
+            remote,
+            errno,
+            count,
+        };
         self.failed.iter().map(failed).collect()
     }
 
@@ -324,7 +363,11 @@ impl Connections {
         }
         if matches!(span, Span::Run(_)) {
             sums.connections += self.unlisted as usize;
-            sums.requests += self.folded.values().map(|folded| folded.times.total.count()).sum::<u64>();
+            sums.requests += self
+                .folded
+                .values()
+                .map(|folded| folded.times.total.count())
+                .sum::<u64>();
         }
         sums.rate = rate(sums.requests, span);
         sums
