@@ -253,7 +253,9 @@ struct Net {
 
 impl Net {
     fn parse(text: &str) -> Option<Self> {
-        if let Some(port) = text.strip_prefix(':') {
+        if let Some(port) = text.strip_prefix(':')
+            && !port.starts_with(':')
+        {
             return Some(Self {
                 prefix: None,
                 port: Some(port.parse().ok()?),
@@ -416,5 +418,109 @@ impl Operator {
             Operator::Greater => ordering.is_gt(),
             Operator::AtLeast => ordering.is_ge(),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::super::Role;
+    use super::*;
+
+    fn row(remote: &str, p99_us: Option<f64>) -> Row {
+        Row {
+            pid: 7,
+            comm: "x".to_owned(),
+            local: "10.0.0.9:4000".parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            role: Role::Client,
+            state: "ESTABLISHED",
+            age_s: None,
+            pre_existing: true,
+            shared: false,
+            overlapped: false,
+            requests: 3,
+            rate: 1.0,
+            latency_us: p99_us.map(|p99| Quantiles {
+                p99,
+                ..Quantiles::default()
+            }),
+            parts_us: Parts::default(),
+            connect_us: None,
+            accept_wait_us: None,
+            srtt_us: Some(80),
+            min_rtt_us: None,
+            rttvar_us: None,
+            retransmits: 0,
+            resets_sent: 0,
+            resets_received: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    fn holds(filter: &str, remote: &str) -> bool {
+        Filter::parse(filter)
+            .unwrap()
+            .holds(&row(remote, Some(12_000.0)))
+    }
+
+    #[test]
+    fn addresses() {
+        for (filter, remote, wanted) in [
+            ("10.1.2.3", "10.1.2.3:80", true),
+            ("10.1.2.3:80", "10.1.2.3:81", false),
+            (":80", "[::1]:80", true),
+            ("10.1.0.0/16", "10.1.2.3:80", true),
+            ("10.2.0.0/16", "10.1.2.3:80", false),
+            ("0.0.0.0/0", "10.1.2.3:80", true),
+            ("[2001:db8::1]:80", "[2001:db8::1]:80", true),
+            ("2001:db8::/32", "[2001:db8:1::1]:80", true),
+            ("2001:db8::/32", "10.1.2.3:80", false),
+            ("::ffff:10.1.2.3", "10.1.2.3:80", true),
+            ("10.0.0.9", "10.1.2.3:80", true),
+        ] {
+            assert_eq!(holds(filter, remote), wanted, "{filter} {remote}");
+        }
+    }
+
+    #[test]
+    fn comparisons() {
+        for (filter, wanted) in [
+            ("p99>10ms", true),
+            ("p99 >= 12000", true),
+            ("p99<0.012s", false),
+            ("role=client,state!=CLOSED", true),
+            ("role=server", false),
+            ("srtt<=80us", true),
+            ("min_rtt<1s", false),
+            ("remote=10.1.2.3,requests=3", true),
+            ("local!=10.1.2.3", true),
+        ] {
+            assert_eq!(holds(filter, "10.1.2.3:80"), wanted, "{filter}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for bad in [
+            "", "fast", "p99>", "p99>soon", "speed>1", "remote=x", "p99", "=1", ",",
+        ] {
+            assert!(Filter::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn slowest_first_and_unknown_last() {
+        let mut rows = vec![
+            row("10.0.0.1:1", None),
+            row("10.0.0.2:1", Some(1.0)),
+            row("10.0.0.3:1", Some(2.0)),
+        ];
+        sort(&mut rows, Column::P99);
+        let order: Vec<_> = rows.iter().map(|row| row.remote.ip().to_string()).collect();
+        assert_eq!(order, ["10.0.0.3", "10.0.0.2", "10.0.0.1"]);
+        sort(&mut rows, Column::Remote);
+        assert_eq!(rows[0].remote.ip().to_string(), "10.0.0.1");
     }
 }
