@@ -39,18 +39,25 @@ pub enum Wake {
 #[inline(always)]
 pub unsafe fn output<T>(data: *const T, size: u64, wake: Wake) -> bool {
     let ring = (&raw const EVENTS).cast_mut().cast();
-    let full = match wake {
-        Wake::Now => true,
-        // SAFETY: the helper only reads the map's own state.
-        Wake::WhenFull => unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= WAKE_BYTES },
-    };
-    let flags = if full {
-        BPF_RB_FORCE_WAKEUP
-    } else {
-        BPF_RB_NO_WAKEUP
+    let flags = match wake {
+        Wake::Now => BPF_RB_FORCE_WAKEUP,
+        Wake::WhenFull => wake_flags(),
     };
     // SAFETY: what the caller promises.
     unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, flags) == 0 }
+}
+
+/// Flags for a record that is submitted in place, as [`Wake::WhenFull`].
+#[inline(always)]
+pub fn wake_flags() -> u64 {
+    let ring = (&raw const EVENTS).cast_mut().cast();
+    // SAFETY: the helper only reads the map's own state.
+    let waiting = unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) };
+    if waiting >= WAKE_BYTES {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    }
 }
 
 /// Sends the stack in the scratch, or only its hash where it was sent before. A walk that came to

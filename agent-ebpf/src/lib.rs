@@ -9,6 +9,8 @@
 
 #![cfg_attr(target_arch = "bpf", no_std, feature(asm_experimental_arch))]
 
+pub mod connection;
+pub mod exchange;
 pub mod unwind;
 
 /// Frames a stack is followed for before it is cut with [`End::DepthLimit`].
@@ -144,6 +146,12 @@ numbers! {
         LostChild = "children_not_followed",
         /// A process record (fork, exec, exit) did not fit in the ring buffer.
         LostProcessRecord = "process_records_lost",
+        /// A connection could not be followed: the map was full.
+        LostConnection = "connections_not_followed",
+        /// A request's times did not fit in the ring buffer (the request itself is counted).
+        LostRequest = "request_times_lost",
+        /// The last record of a connection did not fit in the ring buffer.
+        LostConnectionRecord = "connection_records_lost",
     }
 }
 
@@ -191,12 +199,14 @@ pub mod record {
     pub const EXEC: u32 = 4;
     /// [`crate::ProcessRecord`]: the last thread of a process in scope ended.
     pub const EXIT: u32 = 5;
-    /// A connection's event; see `tcp`.
+    /// [`crate::connection::Report`].
     pub const TCP: u32 = 6;
     /// [`crate::DeferredRecord`] followed by the bytes of the stack.
     pub const DEFERRED: u32 = 8;
     /// A failing system call; see `syscalls`.
     pub const SYSCALL: u32 = 7;
+    /// [`crate::exchange::Batch`].
+    pub const TCP_REQUESTS: u32 = 8;
 }
 
 /// A sample whose stack was sent before.

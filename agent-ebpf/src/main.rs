@@ -11,7 +11,11 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod process;
 #[cfg(target_arch = "bpf")]
+mod sock;
+#[cfg(target_arch = "bpf")]
 mod stack;
+#[cfg(target_arch = "bpf")]
+mod tcp;
 
 /// Adds to one of this CPU's counters.
 #[cfg(target_arch = "bpf")]

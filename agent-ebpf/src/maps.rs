@@ -1,5 +1,6 @@
 //! Every map and every global that userspace sets, once.
 
+use agent_ebpf::connection::{Connection, MAX_CONNECTIONS, MAX_LISTENERS, Report};
 use agent_ebpf::unwind::{Block, Mapping, Registers, register};
 use agent_ebpf::{
     Counter, DEFERRED_STACK_BYTES, DeferredRecord, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS,
@@ -44,6 +45,22 @@ pub static DEFERRED: PerCpuArray<Deferred, { slot::COUNT as usize }> = PerCpuArr
 /// thread-group id of the initial namespace.
 #[btf_map]
 pub static WANTED: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
+
+/// TCP connections of the targets, by the address of the kernel's socket.
+#[btf_map]
+pub static CONNECTIONS: HashMap<u64, Connection, { MAX_CONNECTIONS as usize }> = HashMap::new();
+
+/// Who listens, by `sock::listener_key`.
+#[btf_map]
+pub static LISTENERS: HashMap<u64, u32, { MAX_LISTENERS as usize }> = HashMap::new();
+
+/// A connection of which nothing is known yet: all zero.
+#[btf_map]
+pub static BLANK: Array<Connection, 1> = Array::new();
+
+/// Where the iterator writes a connection's report together.
+#[btf_map]
+pub static REPORT: PerCpuArray<Report, 1> = PerCpuArray::new();
 
 /// Places for frames: kernel and user frames together, a power of two for the mask.
 pub const FRAMES: usize = 2048;
@@ -126,6 +143,64 @@ pub mod config {
         PID_NUMBERS, pid_numbers: u32;
         /// Depth of the agent's PID namespace; 0 in the initial one.
         NS_LEVEL, ns_level: u32;
+        /// `sock_common.skc_family`.
+        SKC_FAMILY, skc_family: u32;
+        /// `sock_common.skc_state`.
+        SKC_STATE, skc_state: u32;
+        /// `sock_common.skc_num`.
+        SKC_NUM, skc_num: u32;
+        /// `sock_common.skc_dport`.
+        SKC_DPORT, skc_dport: u32;
+        /// `sock_common.skc_daddr`.
+        SKC_DADDR, skc_daddr: u32;
+        /// `sock_common.skc_rcv_saddr`.
+        SKC_RCV_SADDR, skc_rcv_saddr: u32;
+        /// `sock_common.skc_v6_daddr`.
+        SKC_V6_DADDR, skc_v6_daddr: u32;
+        /// `sock_common.skc_v6_rcv_saddr`.
+        SKC_V6_RCV_SADDR, skc_v6_rcv_saddr: u32;
+        /// `sock_common.skc_net`.
+        SKC_NET, skc_net: u32;
+        /// `sock.sk_protocol`.
+        SK_PROTOCOL, sk_protocol: u32;
+        /// `sock.sk_err`.
+        SK_ERR, sk_err: u32;
+        /// `inet_sock.inet_sport`.
+        INET_SPORT, inet_sport: u32;
+        /// `tcp_sock.bytes_sent`.
+        TP_BYTES_SENT, tp_bytes_sent: u32;
+        /// `tcp_sock.bytes_retrans`.
+        TP_BYTES_RETRANS, tp_bytes_retrans: u32;
+        /// `tcp_sock.bytes_acked`.
+        TP_BYTES_ACKED, tp_bytes_acked: u32;
+        /// `tcp_sock.bytes_received`.
+        TP_BYTES_RECEIVED, tp_bytes_received: u32;
+        /// `tcp_sock.snd_nxt`.
+        TP_SND_NXT, tp_snd_nxt: u32;
+        /// `tcp_sock.snd_una`.
+        TP_SND_UNA, tp_snd_una: u32;
+        /// `tcp_sock.rcv_nxt`.
+        TP_RCV_NXT, tp_rcv_nxt: u32;
+        /// `tcp_sock.write_seq`.
+        TP_WRITE_SEQ, tp_write_seq: u32;
+        /// `tcp_sock.srtt_us`.
+        TP_SRTT, tp_srtt: u32;
+        /// `tcp_sock.mdev_us`.
+        TP_MDEV, tp_mdev: u32;
+        /// `tcp_sock.rtt_min.s[0].v`.
+        TP_MIN_RTT, tp_min_rtt: u32;
+        /// `tcp_sock.total_retrans`.
+        TP_TOTAL_RETRANS, tp_total_retrans: u32;
+        /// `sk_buff.len`.
+        SKB_LEN, skb_len: u32;
+        /// `sk_buff.data`.
+        SKB_DATA, skb_data: u32;
+        /// `file.private_data`.
+        FILE_PRIVATE_DATA, file_private_data: u32;
+        /// `socket.file`.
+        SOCKET_FILE, socket_file: u32;
+        /// `socket.sk`.
+        SOCKET_SK, socket_sk: u32;
         /// Seed of the stack hash.
         HASH_SEED, hash_seed: u64;
     }

@@ -31,4 +31,5 @@ pub mod process;
 pub mod profile;
 pub mod session;
 pub mod symbolize;
+pub mod tcp;
 pub mod unwind;

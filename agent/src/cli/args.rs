@@ -6,6 +6,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::profile_args::ProfileArgs;
+use super::tcp_args::TcpArgs;
 
 /// Shows where a running Linux process spends its time, without restarting it
 #[derive(Debug, Parser)]
@@ -35,6 +36,8 @@ pub struct Args {
 pub enum Command {
     /// Sample where the CPU time of a process goes and draw a flame graph
     Profile(ProfileArgs),
+    /// Show how long each TCP connection of a process takes to answer, for any protocol
+    Tcp(TcpArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell

@@ -22,7 +22,7 @@ use crate::profile::{Accounting, Cost, Facts, Profile, TargetFacts};
 use crate::session::{Attached, Loaded, Needs};
 
 /// Maps that only other commands use.
-const UNUSED_MAPS: &[&str] = &[];
+const UNUSED_MAPS: &[&str] = &["CONNECTIONS", "LISTENERS", "REPORT"];
 
 /// Samples, names, writes the outputs and the summary; returns the exit code.
 ///
@@ -44,6 +44,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         &Needs {
             stacks: true,
             unused_maps: UNUSED_MAPS,
+            ..Needs::default()
         },
     )?;
     let processes = std::mem::take(&mut subjects.processes);

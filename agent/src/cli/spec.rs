@@ -51,6 +51,14 @@ pub enum SpecError {
     /// A `--format` that no output needs.
     #[error("--format {0} contradicts the extension of every -o: drop it or rename the file")]
     FormatUnused(&'static str),
+    /// A value that its flag cannot have.
+    #[error("{flag}: {reason}")]
+    Flag {
+        /// The flag.
+        flag: &'static str,
+        /// Why not, and what would do.
+        reason: String,
+    },
     /// Two outputs of one name.
     #[error("-o {0} is given twice: each output needs a name of its own")]
     DuplicateOutput(String),

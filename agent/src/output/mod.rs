@@ -9,6 +9,7 @@ mod json;
 pub mod summary;
 mod svg;
 pub mod table;
+pub mod tcp;
 pub mod text;
 
 #[cfg(test)]

@@ -284,7 +284,8 @@ impl Table {
     }
 }
 
-fn csv_line<'a>(fields: impl Iterator<Item = &'a str>) -> String {
+/// One line of CSV (RFC 4180).
+pub(super) fn csv_line<'a>(fields: impl Iterator<Item = &'a str>) -> String {
     let quoted: Vec<String> = fields
         .map(|field| {
             if field.contains(['"', ',', '\r', '\n']) {

@@ -23,15 +23,24 @@ impl Agent {
         Agent::under(&[], &agent_binary())
     }
 
+    /// `agent tcp` with nothing else.
+    pub(crate) fn tcp() -> Agent {
+        Agent::wrapped(&[], &agent_binary(), "tcp")
+    }
+
     /// `WRAPPER… BINARY profile`.
     pub(crate) fn under(wrapper: &[&str], binary: &Path) -> Agent {
+        Agent::wrapped(wrapper, binary, "profile")
+    }
+
+    fn wrapped(wrapper: &[&str], binary: &Path, subcommand: &str) -> Agent {
         let words: Vec<&OsStr> = wrapper
             .iter()
             .map(OsStr::new)
             .chain([binary.as_os_str()])
             .collect();
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg("profile");
+        command.args(&words[1..]).arg(subcommand);
         Agent {
             command,
             directory: TempDir::new().unwrap(),
@@ -124,6 +133,14 @@ impl Running {
     pub(crate) fn signal(&self, number: i32) {
         // SAFETY: kill has no memory effects; the child is not reaped yet.
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, number) }, 0);
+    }
+
+    /// Waits until it has said this on standard error.
+    pub(crate) fn await_said(&self, text: &str) {
+        let path = self.directory.path().join(STDERR);
+        let said = || read_to_string(&path).unwrap_or_default();
+        let heard = eventually(patience(30.0), || said().contains(text));
+        assert!(heard, "the agent never said {text:?}: {}", said());
     }
 
     /// Waits for its end; one that takes longer than a minute fails.

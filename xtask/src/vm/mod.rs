@@ -15,7 +15,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const DEFAULT_TIMEOUT: u64 = 600;
+const DEFAULT_TIMEOUT: u64 = 1200;
 const DEFAULT_JOBS: u8 = 1;
 const DEFAULT_MEMORY: u32 = 1536;
 

@@ -1,0 +1,384 @@
+//! What is shown of the connections at one moment: plain rows, for the outputs.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use agent_ebpf::connection::{Report, flag};
+use serde::Serialize;
+
+use super::histogram::{Quantiles, micros};
+use super::{Connections, Entry, Folded, Role, Times, local_of, remote_key, remote_of};
+
+/// Names of the TCP states (net/tcp_states.h), by their number.
+const STATES: [&str; 13] = [
+    "UNKNOWN",
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "CLOSED",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW_SYN_RECV",
+];
+
+/// The time that a view is of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Span {
+    /// Since the last interval's end; seconds.
+    Interval(f64),
+    /// Since the attach; seconds.
+    Run(f64),
+}
+
+impl Span {
+    fn seconds(self) -> f64 {
+        match self {
+            Span::Interval(seconds) | Span::Run(seconds) => seconds,
+        }
+    }
+}
+
+/// Times of the parts of requests; `None` where the role has no such part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Parts {
+    /// First to last send.
+    pub send: Option<Quantiles>,
+    /// Client: last send to the answer's first payload.
+    pub peer: Option<Quantiles>,
+    /// Server: first read to first send.
+    pub service: Option<Quantiles>,
+    /// Arrival to read.
+    pub read_delay: Option<Quantiles>,
+}
+
+/// One connection. Times are in microseconds; `None` is "not seen".
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Its owner.
+    pub pid: u32,
+    /// Its owner's name.
+    pub comm: String,
+    /// Our address.
+    #[serde(serialize_with = "as_text")]
+    pub local: SocketAddr,
+    /// Theirs.
+    #[serde(serialize_with = "as_text")]
+    pub remote: SocketAddr,
+    /// Who connected.
+    #[serde(serialize_with = "role_name")]
+    pub role: Role,
+    /// TCP state.
+    pub state: &'static str,
+    /// Since its beginning, in seconds.
+    pub age_s: Option<f64>,
+    /// It is older than the attach.
+    pub pre_existing: bool,
+    /// More than one process holds it.
+    pub shared: bool,
+    /// Requests and answers overlap: no requests can be told apart.
+    pub overlapped: bool,
+    /// Requests answered.
+    pub requests: u64,
+    /// Requests per second.
+    pub rate: f64,
+    /// Whole requests.
+    pub latency_us: Option<Quantiles>,
+    /// Their parts.
+    pub parts_us: Parts,
+    /// SYN to ESTABLISHED.
+    pub connect_us: Option<f64>,
+    /// ESTABLISHED to accept.
+    pub accept_wait_us: Option<f64>,
+    /// Smoothed round trip time.
+    pub srtt_us: Option<u32>,
+    /// Smallest round trip time.
+    pub min_rtt_us: Option<u32>,
+    /// Variation of the round trip time.
+    pub rttvar_us: Option<u32>,
+    /// Segments retransmitted.
+    pub retransmits: u32,
+    /// Resets sent.
+    pub resets_sent: u32,
+    /// Resets received.
+    pub resets_received: u32,
+    /// Payload sent, without retransmissions.
+    pub bytes_sent: u64,
+    /// Payload received.
+    pub bytes_received: u64,
+}
+
+/// Connections to one remote, summed up: rate, errors, duration (RED).
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RemoteRow {
+    /// `ip:port` of a server, `ip` of whoever connects to us.
+    pub remote: String,
+    /// Our part.
+    pub role: &'static str,
+    /// Connections, closed ones included.
+    pub connections: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Requests per second.
+    pub rate: f64,
+    /// Resets and failed connects.
+    pub errors: u64,
+    /// Resets, sent and received.
+    pub resets: u64,
+    /// Connects that failed.
+    pub failed_connects: u64,
+    /// Whole requests, in microseconds.
+    pub latency_us: Option<Quantiles>,
+    /// Their parts.
+    pub parts_us: Parts,
+}
+
+/// Connects that failed alike.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Failed {
+    /// Where to.
+    #[serde(serialize_with = "as_text")]
+    pub remote: SocketAddr,
+    /// The error's number; 0 when the process gave up.
+    pub errno: u32,
+    /// How often.
+    pub count: u64,
+}
+
+/// Sums over all connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// Connections shown.
+    pub connections: usize,
+    /// Requests.
+    pub requests: u64,
+    /// Requests per second.
+    pub rate: f64,
+    /// Failed connects.
+    pub failed: u64,
+}
+
+fn as_text<S: serde::Serializer>(address: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(address)
+}
+
+fn role_name<S: serde::Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(role.name())
+}
+
+impl Times {
+    fn parts(&self, role: Role) -> Parts {
+        let wait = self.wait.quantiles();
+        Parts {
+            send: self.send.quantiles(),
+            peer: wait.filter(|_| role == Role::Client),
+            service: wait.filter(|_| role == Role::Server),
+            read_delay: self.read_delay.quantiles(),
+        }
+    }
+}
+
+impl Entry {
+    fn times(&self, span: Span) -> Cow<'_, Times> {
+        match span {
+            Span::Interval(_) => Cow::Borrowed(&self.window),
+            Span::Run(_) => {
+                let mut times = self.past.clone();
+                times.merge(&self.window);
+                Cow::Owned(times)
+            }
+        }
+    }
+
+    /// Whether so much overlaps that the rest cannot be trusted to be requests. A rare one (a TLS
+    /// session ticket that comes between two requests) only costs its own turn.
+    fn overlapped(report: &Report) -> bool {
+        let overlaps = u64::from(report.connection.exchange.overlaps);
+        let requests = report.connection.batch.requests();
+        overlaps > 0 && (requests == 0 || overlaps > 1 && overlaps.saturating_mul(8) >= requests)
+    }
+
+    /// `now`: nanoseconds of `CLOCK_MONOTONIC`.
+    fn row(&self, report: &Report, span: Span, now: u64) -> Row {
+        let (connection, metrics) = (&report.connection, &report.metrics);
+        let seen = |nanoseconds: u64| (nanoseconds > 0).then_some(nanoseconds);
+        let overlapped = Self::overlapped(report);
+        let pre_existing = connection.flags & flag::PRE_EXISTING != 0;
+        let times = self.times(span);
+        let role = Role::from_number(connection.role);
+        let now = if self.closed { report.time } else { now };
+        let requests = match span {
+            _ if overlapped => 0,
+            Span::Run(_) => connection.batch.requests(),
+            Span::Interval(_) => times.total.count(),
+        };
+        let state = if self.closed {
+            7
+        } else {
+            connection.state as usize
+        };
+        let measured = |value: u32| (metrics.srtt > 0).then_some(value);
+        Row {
+            pid: self.owner.pid,
+            comm: self.owner.comm.clone(),
+            local: local_of(connection),
+            remote: remote_of(connection),
+            role,
+            state: STATES.get(state).copied().unwrap_or(STATES[0]),
+            age_s: (!pre_existing)
+                .then(|| (now.saturating_sub(connection.batch.born) / 1_000_000) as f64 / 1e3),
+            pre_existing,
+            shared: connection.flags & flag::SHARED != 0,
+            overlapped,
+            requests,
+            rate: rate(requests, span),
+            latency_us: times.total.quantiles().filter(|_| !overlapped),
+            parts_us: if overlapped {
+                Parts::default()
+            } else {
+                times.parts(role)
+            },
+            connect_us: seen(connection.connect).map(micros),
+            accept_wait_us: seen(connection.accept_wait).map(|wait| micros(wait - 1)),
+            // As in TCP_INFO (tcp_get_info, net/ipv4/tcp.c).
+            srtt_us: measured(metrics.srtt >> 3),
+            min_rtt_us: measured(metrics.min_rtt).filter(|&rtt| rtt != u32::MAX),
+            rttvar_us: measured(metrics.mdev >> 2),
+            retransmits: metrics.retransmits,
+            resets_sent: connection.resets_sent,
+            resets_received: connection.resets_received,
+            bytes_sent: metrics.bytes_sent.saturating_sub(metrics.bytes_retrans),
+            bytes_received: metrics.bytes_received,
+        }
+    }
+}
+
+fn rate(requests: u64, span: Span) -> f64 {
+    let seconds = span.seconds().max(1e-3);
+    (requests as f64 / seconds * 10.0).round() / 10.0
+}
+
+impl Connections {
+    /// The connections to show: those that live and those that ended within the span.
+    /// `now`: nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn rows(&self, span: Span, now: u64) -> Vec<Row> {
+        self.shown(span)
+            .map(|(entry, report)| entry.row(report, span, now))
+            .collect()
+    }
+
+    fn shown(&self, span: Span) -> impl Iterator<Item = (&Entry, &Report)> {
+        self.entries.values().filter_map(move |entry| {
+            let gone = entry.closed
+                && entry.ended_in != self.interval
+                && matches!(span, Span::Interval(_));
+            // Unowned: waits in the accept queue.
+            let report = entry
+                .report
+                .as_deref()
+                .filter(|report| report.connection.tgid != 0)?;
+            (!gone).then_some((entry, report))
+        })
+    }
+
+    /// The connections summed up by remote, those of which `holds` is true. Failed connects are
+    /// always those since the attach. `now`: nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn remotes(&self, span: Span, now: u64, holds: impl Fn(&Row) -> bool) -> Vec<RemoteRow> {
+        let mut sums: BTreeMap<(Role, String), (RemoteRow, Times)> = BTreeMap::new();
+        for (entry, report) in self.shown(span) {
+            if !holds(&entry.row(report, span, now)) {
+                continue;
+            }
+            let (row, times) = sums.entry(remote_key(&report.connection)).or_default();
+            row.connections += 1;
+            row.resets += u64::from(report.connection.resets_sent)
+                + u64::from(report.connection.resets_received);
+            if !Entry::overlapped(report) {
+                times.merge(&entry.times(span));
+            }
+        }
+        if matches!(span, Span::Run(_)) {
+            for (
+                key,
+                Folded {
+                    connections,
+                    resets,
+                    times,
+                },
+            ) in &self.folded
+            {
+                let (row, sum) = sums.entry(key.clone()).or_default();
+                row.connections += connections;
+                row.resets += resets;
+                sum.merge(times);
+            }
+        }
+        for ((remote, _), count) in &self.failed {
+            let (row, _) = sums.entry((Role::Client, remote.to_string())).or_default();
+            row.failed_connects += count;
+        }
+        let finish =
+            |((role, remote), (row, times)): ((Role, String), (RemoteRow, Times))| RemoteRow {
+                remote,
+                role: role.name(),
+                requests: times.total.count(),
+                rate: rate(times.total.count(), span),
+                errors: row.resets + row.failed_connects,
+                latency_us: times.total.quantiles(),
+                parts_us: times.parts(role),
+                ..row
+            };
+        sums.into_iter().map(finish).collect()
+    }
+
+    /// Connects that failed since the attach.
+    pub fn failed(&self) -> Vec<Failed> {
+        let failed = |(&(remote, errno), &count): (&(SocketAddr, u32), &u64)| Failed {
+            remote,
+            errno,
+            count,
+        };
+        self.failed.iter().map(failed).collect()
+    }
+
+    /// Sums over all connections of the span, whether they are listed or not.
+    pub fn sums(&self, span: Span) -> Sums {
+        let mut sums = Sums {
+            failed: self.failed.values().sum::<u64>() + self.failed_unlisted,
+            ..Sums::default()
+        };
+        for (entry, report) in self.shown(span) {
+            sums.connections += 1;
+            if !Entry::overlapped(report) {
+                sums.requests += match span {
+                    Span::Run(_) => report.connection.batch.requests(),
+                    Span::Interval(_) => entry.window.total.count(),
+                };
+            }
+        }
+        if matches!(span, Span::Run(_)) {
+            sums.connections += self.unlisted as usize;
+            sums.requests += self
+                .folded
+                .values()
+                .map(|folded| folded.times.total.count())
+                .sum::<u64>();
+        }
+        sums.rate = rate(sums.requests, span);
+        sums
+    }
+
+    /// What is not shown or was not seen, by cause, besides the kernel's own counters.
+    pub fn losses(&self) -> [(&'static str, u64); 3] {
+        [
+            ("closed_connections_not_listed", self.unlisted),
+            ("failed_connects_not_listed", self.failed_unlisted),
+            ("undecoded", self.undecoded),
+        ]
+    }
+}
