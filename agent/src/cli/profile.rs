@@ -29,6 +29,7 @@ const UNUSED_MAPS: &[&str] = &["CONNECTIONS", "LISTENERS", "REPORT"];
 /// # Errors
 /// Whatever keeps the run from starting, or its outputs from being written.
 pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
+    let entered = Instant::now();
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
     let kernel = Kernel::probe()?;
@@ -56,6 +57,10 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     session.tables_ready().await;
     let clock = cpu::attach(&mut session, spec.frequency.get())?;
     let begin = Instant::now();
+    let start_ms = begin.duration_since(entered).as_secs_f64() * 1e3;
+    if verbosity.verbose > 0 {
+        say_start(&session, clock, start_ms);
+    }
     subjects.release()?;
     let mut samples = Samples::default();
     let ended = sample(
@@ -73,11 +78,11 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         .finish(&mut |bytes, targets| samples.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
-    let mut profile = Profile::default();
-    profile.facts = facts(&session, &spec, clock, started, duration, ended);
-    naming::name(&mut profile, &samples, session.targets());
-    profile.accounting = accounting(&session, &samples, &profile.facts);
-    profile.cost = cost(&session, &profile.accounting);
+    let facts = Facts {
+        start_ms,
+        ..facts(&session, &spec, clock, started, duration, ended)
+    };
+    let profile = model(&session, &samples, facts, verbosity);
     let files = write(outputs, &profile)?;
     if !verbosity.quiet {
         say_summary(&profile, &files);
@@ -170,10 +175,44 @@ fn facts(
         frequency: spec.frequency.get(),
         cpus: session.kernel().cpus.len() as u32,
         started,
+        start_ms: 0.0,
         duration_seconds: duration.as_secs_f64(),
         targets: session.targets().list().iter().map(target).collect(),
         ended: ended.name().to_owned(),
     }
+}
+
+/// What `--verbose` tells when the clock has started, `start_ms` milliseconds after the call.
+fn say_start(session: &Attached, clock: Clock, start_ms: f64) {
+    eprintln!(
+        "{}: sampling by {} on {} CPUs, {start_ms:.0} ms after the call; \
+         processes: {}, mapped files: {}, BPF maps: {:.1} MB",
+        session.kernel().name,
+        clock.name(),
+        session.kernel().cpus.len(),
+        session.targets().list().len(),
+        session.targets().modules().len(),
+        session.map_bytes() as f64 / 1e6,
+    );
+}
+
+/// The samples with their names, the account of the ticks and the cost.
+fn model(session: &Attached, samples: &Samples, facts: Facts, verbosity: Verbosity) -> Profile {
+    let begin = Instant::now();
+    let mut profile = Profile::default();
+    profile.facts = facts;
+    naming::name(&mut profile, samples, session.targets());
+    if verbosity.verbose > 0 {
+        eprintln!(
+            "{} frames of {} stacks named in {:.0} ms",
+            profile.frames.len(),
+            profile.stacks.len(),
+            begin.elapsed().as_secs_f64() * 1e3,
+        );
+    }
+    profile.accounting = accounting(session, samples, &profile.facts);
+    profile.cost = cost(session, &profile.accounting);
+    profile
 }
 
 /// Where every tick went. Samples that reached us but could not be read are a loss like any other.

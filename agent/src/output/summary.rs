@@ -28,7 +28,8 @@ pub struct Options<'a> {
 /// A function among the hottest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hot {
-    /// Its name, safe to show; all functions without a name in one module are one.
+    /// Its name, safe to show; `[module+0x…]` where only its start is known. All the code of a
+    /// module of which not even that is known is one.
     pub name: String,
     /// Its module, safe to show.
     pub module: String,
@@ -86,6 +87,7 @@ fn key(frame: &Frame) -> (String, String) {
     };
     let name = match &frame.function {
         Some(function) => escape::plain(function).into_owned(),
+        None if frame.function_start.is_some() => text::frame_name(frame),
         None => "[unnamed]".to_owned(),
     };
     (name, module)
@@ -235,9 +237,9 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
         })
     };
     match reason {
-        Unnamed::NoModule if runs("node") => "start node with --perf-basic-prof".to_owned(),
+        Unnamed::NoModule if runs("node") => "start node with --perf-basic-prof --interpreted-frames-native-stack".to_owned(),
         Unnamed::NoModule if runs("java") => {
-            "start java with -XX:+PreserveFramePointer and let perf-map-agent write its map"
+            "start java with -XX:+PreserveFramePointer; `jcmd PID Compiler.perfmap` (JDK 17) writes the names"
                 .to_owned()
         }
         Unnamed::NoModule => "let the program's runtime write /tmp/perf-PID.map".to_owned(),
@@ -245,10 +247,12 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
             format!("install the debug symbols of {module}, or build it unstripped")
         }
         Unnamed::FileUnavailable => {
-            format!("{module} was deleted or replaced: restart the program, or keep its file")
+            format!("{module} was deleted or replaced: run as root or with CAP_CHECKPOINT_RESTORE")
         }
         Unnamed::Malformed => format!("{module} is no ELF file that can be read"),
-        Unnamed::KernelHidden => "set kernel.kptr_restrict to 0, or run with CAP_SYSLOG".to_owned(),
+        Unnamed::KernelHidden => {
+            "run as root or with CAP_SYSLOG, and with kernel.kptr_restrict at most 1".to_owned()
+        }
     }
 }
 
@@ -269,7 +273,7 @@ fn beyond_the_sum(profile: &Profile) -> Vec<String> {
         ));
     }
     for (cause, count) in accounting.notes.iter().filter(|(_, count)| **count > 0) {
-        parts.push(format!("{} {count}", text::words(cause)));
+        parts.push(format!("{} {count}", escape::plain(cause)));
     }
     if parts.is_empty() {
         return Vec::new();

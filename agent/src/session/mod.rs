@@ -132,10 +132,10 @@ impl Loaded {
         for &(name, field, more) in needs.offsets {
             globals.words.push((name, kernel.offset(field)? + more));
         }
-        let mut loader = EbpfLoader::new();
+        let mut loader = process::without_opening_files(EbpfLoader::new);
         loader.btf(None);
         for (name, value) in &globals.words {
-            loader.override_global(*name, value, true);
+            loader.override_global(name, value, true);
         }
         loader.override_global("HASH_SEED", &globals.hash_seed, true);
         if !needs.stacks {
