@@ -14,7 +14,7 @@ const BPF_RB_FORCE_WAKEUP: u64 = 2;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 
 /// Largest record: the header and all the frames there can be.
-const MAX_BYTES: u64 = (size_of::<StackRecord>() + 8 * (MAX_KERNEL_FRAMES + MAX_USER_FRAMES)) as u64;
+pub const MAX_BYTES: u64 = (size_of::<StackRecord>() + 8 * (MAX_KERNEL_FRAMES + MAX_USER_FRAMES)) as u64;
 
 /// Whether userspace should look at the ring.
 #[derive(Clone, Copy)]

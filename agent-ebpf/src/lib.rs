@@ -81,6 +81,8 @@ macro_rules! numbers {
     };
 }
 
+pub mod failure;
+
 numbers! {
     /// Why a user stack ended where it did.
     End {
@@ -191,8 +193,10 @@ pub mod record {
     pub const EXIT: u32 = 5;
     /// A connection's event; see `tcp`.
     pub const TCP: u32 = 6;
-    /// A failing system call; see `syscalls`.
+    /// [`crate::failure::CallRecord`]: an argument of a failing system call, for the first time.
     pub const SYSCALL: u32 = 7;
+    /// [`crate::StackRecord`] followed by its frames: the stack of a failing system call.
+    pub const SYSCALL_STACK: u32 = 8;
 }
 
 /// A sample whose stack was sent before.

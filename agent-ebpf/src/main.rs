@@ -3,6 +3,8 @@
 #![allow(unreachable_pub, reason = "a program of modules, no library")]
 
 #[cfg(target_arch = "bpf")]
+mod arguments;
+#[cfg(target_arch = "bpf")]
 mod cpu;
 #[cfg(target_arch = "bpf")]
 mod emit;
@@ -12,6 +14,8 @@ mod maps;
 mod process;
 #[cfg(target_arch = "bpf")]
 mod stack;
+#[cfg(target_arch = "bpf")]
+mod syscalls;
 
 /// Adds to one of this CPU's counters.
 #[cfg(target_arch = "bpf")]

@@ -19,7 +19,7 @@ const USER_MODE: u64 = 3;
 /// `value & M`, by an instruction that the optimiser cannot drop: the verifier needs to see the
 /// bound even where it follows from what came before.
 #[inline(always)]
-fn mask<const M: u64>(value: u64) -> usize {
+pub fn mask<const M: u64>(value: u64) -> usize {
     let mut masked = value;
     // SAFETY: arithmetic on one register.
     unsafe { core::arch::asm!("{x} &= {m}", x = inout(reg) masked, m = const M) };
@@ -170,8 +170,9 @@ pub fn registers_of_task(scratch: &mut Scratch) {
     }
 }
 
+/// One step of a running hash.
 #[inline(always)]
-fn mix(hash: u64, value: u64) -> u64 {
+pub fn mix(hash: u64, value: u64) -> u64 {
     let hash = (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash ^ hash >> 29
 }

@@ -8,4 +8,5 @@ pub mod process;
 pub mod output;
 pub mod profile;
 pub mod session;
+pub mod syscalls;
 pub mod unwind;

@@ -1,6 +1,8 @@
 //! A read-only view of a process through `/proc` (proc(5)): what it is, what it has mapped, and
 //! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
 
+pub mod descriptor;
+
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -294,6 +296,14 @@ pub fn bpf_map_bytes() -> u64 {
             line.split_whitespace().nth(1)?.parse::<u64>().ok()
         })
         .sum()
+}
+
+/// Now, in nanoseconds of the monotonic clock, which is also that of the kernel programs.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is ours; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Whether the agent runs in the initial PID namespace.
