@@ -51,8 +51,15 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
     let sent = send(scratch);
     stack::release(scratch);
     // SAFETY: as above.
-    count(Counter::Nanoseconds, unsafe { bpf_ktime_get_ns() } - started);
-    if sent { Counter::Emitted } else { Counter::LostRingFull }
+    count(
+        Counter::Nanoseconds,
+        unsafe { bpf_ktime_get_ns() } - started,
+    );
+    if sent {
+        Counter::Emitted
+    } else {
+        Counter::LostRingFull
+    }
 }
 
 /// Sends the whole stack, or only its hash where userspace has it already.

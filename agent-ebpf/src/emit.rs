@@ -14,7 +14,8 @@ const BPF_RB_FORCE_WAKEUP: u64 = 2;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 
 /// Largest record: the header and all the frames there can be.
-pub const MAX_BYTES: u64 = (size_of::<StackRecord>() + 8 * (MAX_KERNEL_FRAMES + MAX_USER_FRAMES)) as u64;
+pub const MAX_BYTES: u64 =
+    (size_of::<StackRecord>() + 8 * (MAX_KERNEL_FRAMES + MAX_USER_FRAMES)) as u64;
 
 /// Whether userspace should look at the ring.
 #[derive(Clone, Copy)]
@@ -37,7 +38,11 @@ pub unsafe fn output<T>(data: *const T, size: u64, wake: Wake) -> bool {
         // SAFETY: the helper only reads the map's own state.
         Wake::WhenFull => unsafe { bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) >= WAKE_BYTES },
     };
-    let flags = if full { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let flags = if full {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
     // SAFETY: what the caller promises.
     unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, flags) == 0 }
 }
@@ -49,7 +54,13 @@ pub fn sample(scratch: &mut Scratch, hash: u64) -> bool {
     if unsafe { SEEN.get(hash) }.is_some() {
         scratch.record.sample.kind = record::SAMPLE;
         // SAFETY: the record is as long as that.
-        return unsafe { output(&raw const scratch.record.sample, size_of::<SampleRecord>() as u64, Wake::WhenFull) };
+        return unsafe {
+            output(
+                &raw const scratch.record.sample,
+                size_of::<SampleRecord>() as u64,
+                Wake::WhenFull,
+            )
+        };
     }
     scratch.record.user_frames = scratch.depth as u16;
     let size = size_of::<StackRecord>() as u64 + 8 * scratch.frames_len as u64;

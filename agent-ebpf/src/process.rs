@@ -64,9 +64,20 @@ pub fn process_free(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn send(kind: u32, tgid: u32, parent: u32, visible: u32) {
-    let record = ProcessRecord { kind, tgid, parent, visible };
+    let record = ProcessRecord {
+        kind,
+        tgid,
+        parent,
+        visible,
+    };
     // SAFETY: the record is on the stack, whole and initialised.
-    if !unsafe { emit::output(&raw const record, size_of::<ProcessRecord>() as u64, emit::Wake::Now) } {
+    if !unsafe {
+        emit::output(
+            &raw const record,
+            size_of::<ProcessRecord>() as u64,
+            emit::Wake::Now,
+        )
+    } {
         count(Counter::LostProcessRecord, 1);
     }
 }
@@ -94,7 +105,10 @@ fn visible(task: u64) -> u32 {
     if config::ns_level() == 0 {
         return read_u32(task, config::task_tgid());
     }
-    number(read_u64(read_u64(task, config::task_signal()), config::signal_tgid()))
+    number(read_u64(
+        read_u64(task, config::task_signal()),
+        config::signal_tgid(),
+    ))
 }
 
 /// The current thread's id as the agent's PID namespace shows it; 0 where it does not.

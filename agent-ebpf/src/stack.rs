@@ -5,10 +5,12 @@ use agent_ebpf::unwind::{
     register, search, sign, step as apply,
 };
 use agent_ebpf::{Counter, End, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, frame};
-use aya_ebpf::bindings::pt_regs;
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs};
-use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::pt_regs;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs,
+};
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
 
 use crate::count;
 use crate::maps::{FRAMES, SCRATCH, Scratch, TABLES, config};
@@ -119,7 +121,11 @@ pub fn registers_from(regs: &pt_regs, scratch: &mut Scratch) -> bool {
     if regs.cs & USER_MODE != USER_MODE {
         return false;
     }
-    scratch.regs = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp };
+    scratch.regs = Registers {
+        pc: regs.rip,
+        sp: regs.rsp,
+        bp: regs.rbp,
+    };
     // DWARF order (AMD64 ABI, figure 3.36): rax rdx rcx rbx rsi rdi rbp rsp r8 … r15.
     scratch.general[0] = regs.rax;
     scratch.general[1] = regs.rdx;
@@ -151,9 +157,8 @@ pub fn registers_of_task(scratch: &mut Scratch) {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
         // SAFETY: the helper checks the address.
-        let stack = unsafe {
-            bpf_probe_read_kernel((task + config::task_stack() as u64) as *const u64)
-        };
+        let stack =
+            unsafe { bpf_probe_read_kernel((task + config::task_stack() as u64) as *const u64) };
         match stack {
             Ok(stack) => (stack + config::pt_regs_offset() as u64) as *const pt_regs,
             Err(_) => return,
@@ -342,7 +347,12 @@ fn find_mapping(scratch: &mut Scratch, pc: u64) -> bool {
     };
     let index = mask::<63>(entry as u64);
     // SAFETY: the index is below ENTRIES_PER_BLOCK, and a block is as large as that many.
-    unsafe { copy_mapping(entries.cast::<Mapping>().add(index), &raw mut scratch.mapping) };
+    unsafe {
+        copy_mapping(
+            entries.cast::<Mapping>().add(index),
+            &raw mut scratch.mapping,
+        )
+    };
     pc >= scratch.mapping.start && pc < scratch.mapping.end
 }
 

@@ -314,7 +314,11 @@ fn called_from(pc: u64, cfa: u64, regs: &mut Registers, leaf: bool) -> Step {
     regs.sp = cfa;
     if pc == 0 {
         // A thread's first function "called" by nothing: musl's and Go's thread starts.
-        return Step::End(if leaf { End::NoRow } else { End::RootFramePointer });
+        return Step::End(if leaf {
+            End::NoRow
+        } else {
+            End::RootFramePointer
+        });
     }
     Step::Caller
 }
@@ -374,7 +378,12 @@ fn interrupted(regs: &mut Registers, memory: &impl Memory) -> Step {
 
 /// Follows the frame pointer of code that has no row; with `switched` it may point below rsp.
 #[inline(always)]
-pub fn frame_pointer(regs: &mut Registers, leaf: bool, switched: bool, memory: &impl Memory) -> Step {
+pub fn frame_pointer(
+    regs: &mut Registers,
+    leaf: bool,
+    switched: bool,
+    memory: &impl Memory,
+) -> Step {
     if regs.bp == 0 && !leaf {
         return Step::End(End::RootFramePointer);
     }

@@ -140,7 +140,8 @@ impl Headers {
             fixed: half(&header, 16) == 2,
             ..Self::default()
         };
-        let (offset, entry_size, count) = (xword(&header, 32), half(&header, 54), half(&header, 56));
+        let (offset, entry_size, count) =
+            (xword(&header, 32), half(&header, 54), half(&header, 56));
         if entry_size == 56 {
             let bytes = read_range(file, offset, u64::from(count) * 56, "program header table")?;
             headers.program_headers(&bytes);
@@ -169,14 +170,21 @@ impl Headers {
 
     /// The section with this name whose bytes are in the file.
     pub fn section(&self, name: &str) -> Option<&Section> {
-        self.sections.iter().find(|section| section.name == name && section.in_file)
+        self.sections
+            .iter()
+            .find(|section| section.name == name && section.in_file)
     }
 
     /// Reads `len` bytes at a virtual address, fewer where its segment's bytes in the file end.
     ///
     /// # Errors
     /// When the address lies in no segment's bytes or these lie outside the file.
-    pub fn read_vaddr<F: ReadAt + ?Sized>(&self, file: &F, vaddr: u64, len: u64) -> Result<Vec<u8>, Error> {
+    pub fn read_vaddr<F: ReadAt + ?Sized>(
+        &self,
+        file: &F,
+        vaddr: u64,
+        len: u64,
+    ) -> Result<Vec<u8>, Error> {
         let (offset, rest) = self
             .segments
             .iter()
@@ -210,7 +218,10 @@ pub fn bias(start: u64, offset: u64, segments: &[Segment]) -> Option<u64> {
         .iter()
         .filter(covers)
         .max_by_key(|segment| (segment.exec, segment.offset & !(PAGE - 1) == offset))?;
-    let vaddr = segment.vaddr.wrapping_add(offset).wrapping_sub(segment.offset);
+    let vaddr = segment
+        .vaddr
+        .wrapping_add(offset)
+        .wrapping_sub(segment.offset);
     Some(start.wrapping_sub(vaddr))
 }
 
@@ -218,7 +229,12 @@ pub fn bias(start: u64, offset: u64, segments: &[Segment]) -> Option<u64> {
 ///
 /// # Errors
 /// When they do not lie in the file.
-pub fn read_range<F: ReadAt + ?Sized>(file: &F, offset: u64, len: u64, what: &'static str) -> Result<Vec<u8>, Error> {
+pub fn read_range<F: ReadAt + ?Sized>(
+    file: &F,
+    offset: u64,
+    len: u64,
+    what: &'static str,
+) -> Result<Vec<u8>, Error> {
     let end = offset.checked_add(len).filter(|_| len <= MAX_READ);
     if end.is_none_or(|end| file.size().is_ok_and(|size| end > size)) {
         return Err(Error::OutOfBounds(what));
@@ -245,9 +261,21 @@ fn sections<F: ReadAt + ?Sized>(file: &F, header: &[u8]) -> Option<Vec<Section>>
         SHN_XINDEX => word(&first, 40),
         index => u32::from(index),
     };
-    let table = read_range(file, offset, count.min(MAX_SECTIONS) * 64, "section header table").ok()?;
+    let table = read_range(
+        file,
+        offset,
+        count.min(MAX_SECTIONS) * 64,
+        "section header table",
+    )
+    .ok()?;
     let names = table.chunks_exact(64).nth(names as usize)?;
-    let names = read_range(file, xword(names, 24), xword(names, 32), "section name table").ok()?;
+    let names = read_range(
+        file,
+        xword(names, 24),
+        xword(names, 32),
+        "section name table",
+    )
+    .ok()?;
     let section = |entry: &[u8]| Section {
         name: string(&names, word(entry, 0) as usize),
         vaddr: xword(entry, 16),
@@ -262,7 +290,11 @@ fn sections<F: ReadAt + ?Sized>(file: &F, header: &[u8]) -> Option<Vec<Section>>
 /// The NUL-terminated string at an offset, at most 256 bytes of it; empty if there is none.
 fn string(bytes: &[u8], offset: usize) -> String {
     let rest = bytes.get(offset..).unwrap_or_default();
-    let end = rest.iter().take(256).position(|&byte| byte == 0).unwrap_or(0);
+    let end = rest
+        .iter()
+        .take(256)
+        .position(|&byte| byte == 0)
+        .unwrap_or(0);
     String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).into_owned()
 }
 

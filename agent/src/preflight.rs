@@ -25,13 +25,17 @@ pub enum Error {
         release: String,
     },
     /// The kernel does not describe its types.
-    #[error("the kernel has no BTF ({BTF}): it must be built with CONFIG_DEBUG_INFO_BTF=y, as the kernels of all big distributions are")]
+    #[error(
+        "the kernel has no BTF ({BTF}): it must be built with CONFIG_DEBUG_INFO_BTF=y, as the kernels of all big distributions are"
+    )]
     NoBtf(#[source] io::Error),
     /// Its description is of no use.
     #[error("the kernel's BTF ({BTF}) cannot be used")]
     Btf(#[from] btf::Error),
     /// Not enough privileges.
-    #[error("no permission: agent needs {missing}; run it as root: `sudo {command}`, or in a container with `--cap-add {add}`")]
+    #[error(
+        "no permission: agent needs {missing}; run it as root: `sudo {command}`, or in a container with `--cap-add {add}`"
+    )]
     Privileges {
         /// The capabilities that are missing.
         missing: String,
@@ -41,7 +45,9 @@ pub enum Error {
         command: String,
     },
     /// The frequency is above what the kernel allows.
-    #[error("--frequency {wanted} is above this kernel's limit of {limit}; use --frequency {limit}, or raise it: `sysctl kernel.perf_event_max_sample_rate={wanted}`")]
+    #[error(
+        "--frequency {wanted} is above this kernel's limit of {limit}; use --frequency {limit}, or raise it: `sysctl kernel.perf_event_max_sample_rate={wanted}`"
+    )]
     Frequency {
         /// As asked for.
         wanted: u64,
@@ -73,8 +79,12 @@ pub struct Globals {
 }
 
 /// Capabilities (linux/capability.h) that a run needs, each with its number.
-const CAPABILITIES: [(&str, u32); 4] =
-    [("BPF", 39), ("PERFMON", 38), ("SYS_PTRACE", 19), ("DAC_READ_SEARCH", 2)];
+const CAPABILITIES: [(&str, u32); 4] = [
+    ("BPF", 39),
+    ("PERFMON", 38),
+    ("SYS_PTRACE", 19),
+    ("DAC_READ_SEARCH", 2),
+];
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_DAC_OVERRIDE: u32 = 1;
 
@@ -113,7 +123,13 @@ impl Kernel {
         let bytes = fs::read(BTF).map_err(Error::NoBtf)?;
         let wanted: Vec<&str> = FIELDS.iter().chain(fields).copied().collect();
         let offsets = Offsets::read(&bytes, &wanted)?;
-        Ok(Self { name, version, cpus: online_cpus(), ns_level: namespace_level(), offsets })
+        Ok(Self {
+            name,
+            version,
+            cpus: online_cpus(),
+            ns_level: namespace_level(),
+            offsets,
+        })
     }
 
     /// Offset in bytes of a kernel structure's field that was asked for.
@@ -164,7 +180,11 @@ pub fn max_sample_rate() -> u64 {
 /// [`Error::Frequency`] when it is above.
 pub fn check_frequency(wanted: u64) -> Result<(), Error> {
     let limit = max_sample_rate();
-    if wanted > limit { Err(Error::Frequency { wanted, limit }) } else { Ok(()) }
+    if wanted > limit {
+        Err(Error::Frequency { wanted, limit })
+    } else {
+        Ok(())
+    }
 }
 
 fn uname() -> (String, String) {
@@ -173,20 +193,35 @@ fn uname() -> (String, String) {
     // SAFETY: the structure is ours and large enough by its type.
     unsafe { libc::uname(&raw mut name) };
     let text = |field: &[libc::c_char]| {
-        field.iter().take_while(|&&c| c != 0).map(|&c| c as u8 as char).collect::<String>()
+        field
+            .iter()
+            .take_while(|&&c| c != 0)
+            .map(|&c| c as u8 as char)
+            .collect::<String>()
     };
     let release = text(&name.release);
-    (format!("{} {} {}", text(&name.sysname), release, text(&name.machine)), release)
+    (
+        format!(
+            "{} {} {}",
+            text(&name.sysname),
+            release,
+            text(&name.machine)
+        ),
+        release,
+    )
 }
 
 fn parse_version(release: &str) -> (u32, u32) {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let mut parts = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|part| part.parse().unwrap_or(0));
     (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 /// CPUs that are online, from a list such as `0-3,8`.
 fn online_cpus() -> Vec<u32> {
-    let text = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_else(|_| "0".to_owned());
+    let text =
+        fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_else(|_| "0".to_owned());
     parse_cpu_list(&text)
 }
 
@@ -208,7 +243,10 @@ fn namespace_level() -> u32 {
         return 0;
     }
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ids = status.lines().find(|line| line.starts_with("NSpid:")).map_or(2, |line| line.split_whitespace().count() - 1);
+    let ids = status
+        .lines()
+        .find(|line| line.starts_with("NSpid:"))
+        .map_or(2, |line| line.split_whitespace().count() - 1);
     (ids as u32).saturating_sub(1).max(1)
 }
 
@@ -220,14 +258,22 @@ fn check_privileges() -> Result<(), Error> {
     }
     let missing: Vec<&str> = CAPABILITIES
         .iter()
-        .filter(|&&(name, number)| !(has(number) || has(CAP_SYS_ADMIN) && number >= 38 || name == "DAC_READ_SEARCH" && has(CAP_DAC_OVERRIDE)))
+        .filter(|&&(name, number)| {
+            !(has(number)
+                || has(CAP_SYS_ADMIN) && number >= 38
+                || name == "DAC_READ_SEARCH" && has(CAP_DAC_OVERRIDE))
+        })
         .map(|&(name, _)| name)
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
     Err(Error::Privileges {
-        missing: missing.iter().map(|name| format!("CAP_{name}")).collect::<Vec<_>>().join(", "),
+        missing: missing
+            .iter()
+            .map(|name| format!("CAP_{name}"))
+            .collect::<Vec<_>>()
+            .join(", "),
         add: missing.join(" --cap-add "),
         command: std::env::args().collect::<Vec<_>>().join(" "),
     })

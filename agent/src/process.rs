@@ -6,9 +6,9 @@ pub mod descriptor;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a process cannot be looked at.
@@ -26,7 +26,9 @@ pub enum Error {
         pid: u32,
     },
     /// It has ended and waits for its parent.
-    #[error("process {pid} ({comm}) is a zombie: it has ended and only waits for its parent {parent} to reap it")]
+    #[error(
+        "process {pid} ({comm}) is a zombie: it has ended and only waits for its parent {parent} to reap it"
+    )]
     Zombie {
         /// The id given.
         pid: u32,
@@ -36,7 +38,9 @@ pub enum Error {
         parent: u32,
     },
     /// It is part of the kernel.
-    #[error("process {pid} ({comm}) is a kernel thread: it has no program to profile; use `perf top` for the kernel itself")]
+    #[error(
+        "process {pid} ({comm}) is a kernel thread: it has no program to profile; use `perf top` for the kernel itself"
+    )]
     KernelThread {
         /// The id given.
         pid: u32,
@@ -44,7 +48,9 @@ pub enum Error {
         comm: String,
     },
     /// The kernel does not let this user look at it.
-    #[error("no permission to look at process {pid}, which belongs to uid {uid}; run as root: `sudo agent …`")]
+    #[error(
+        "no permission to look at process {pid}, which belongs to uid {uid}; run as root: `sudo agent …`"
+    )]
     Permission {
         /// The id given.
         pid: u32,
@@ -66,6 +72,11 @@ pub enum Error {
 pub struct Process {
     pid: u32,
     pidfd: OwnedFd,
+    /// Its root directory, open so that its files are found when it is gone.
+    root: Option<File>,
+    /// Its id in its own, innermost PID namespace.
+    own_pid: u32,
+    uid: u32,
 }
 
 /// What `/proc/PID/stat` says.
@@ -125,13 +136,32 @@ impl Process {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let process = Self { pid, pidfd };
+        let root = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
+            .open(proc_path(pid, "root"));
+        let process = Self {
+            pid,
+            pidfd,
+            root: root.ok(),
+            own_pid: namespace_pid(pid).unwrap_or(pid),
+            uid: fs::metadata(proc_path(pid, ""))
+                .map(|meta| meta.uid())
+                .unwrap_or(0),
+        };
         let stat = process.stat()?;
         if stat.flags & PF_KTHREAD != 0 {
-            return Err(Error::KernelThread { pid, comm: stat.comm });
+            return Err(Error::KernelThread {
+                pid,
+                comm: stat.comm,
+            });
         }
         if stat.state == 'Z' || stat.state == 'X' {
-            return Err(Error::Zombie { pid, comm: stat.comm, parent: stat.parent });
+            return Err(Error::Zombie {
+                pid,
+                comm: stat.comm,
+                parent: stat.parent,
+            });
         }
         Ok(process)
     }
@@ -139,9 +169,17 @@ impl Process {
     fn open_failed(pid: u32, error: io::Error) -> Error {
         let leader = status_field(pid, "Tgid:");
         match leader {
-            Some(leader) if leader != pid => Error::Thread { tid: pid, pid: leader },
-            _ if error.raw_os_error() == Some(libc::ESRCH) || leader.is_none() => Error::NotFound(pid),
-            _ => Error::Read { path: proc_path(pid, "stat"), source: error },
+            Some(leader) if leader != pid => Error::Thread {
+                tid: pid,
+                pid: leader,
+            },
+            _ if error.raw_os_error() == Some(libc::ESRCH) || leader.is_none() => {
+                Error::NotFound(pid)
+            }
+            _ => Error::Read {
+                path: proc_path(pid, "stat"),
+                source: error,
+            },
         }
     }
 
@@ -158,7 +196,7 @@ impl Process {
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
         let mut poll = libc::pollfd {
-            fd: std::os::fd::AsRawFd::as_raw_fd(&self.pidfd),
+            fd: self.pidfd.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
@@ -173,7 +211,10 @@ impl Process {
     pub fn stat(&self) -> Result<Stat, Error> {
         let path = proc_path(self.pid, "stat");
         let text = fs::read(&path).map_err(|_| Error::NotFound(self.pid))?;
-        parse_stat(&text).ok_or_else(|| Error::Read { path, source: io::ErrorKind::InvalidData.into() })
+        parse_stat(&text).ok_or_else(|| Error::Read {
+            path,
+            source: io::ErrorKind::InvalidData.into(),
+        })
     }
 
     /// Path of its program, as it sees it; `None` when it cannot be read.
@@ -183,7 +224,7 @@ impl Process {
 
     /// Owner of the process: the uid its `/proc` directory shows.
     pub fn uid(&self) -> u32 {
-        fs::metadata(proc_path(self.pid, "")).map(|meta| meta.uid()).unwrap_or(0)
+        self.uid
     }
 
     /// Its executable mappings, in the order of their addresses.
@@ -193,11 +234,17 @@ impl Process {
     pub fn maps(&self) -> Result<Vec<Map>, Error> {
         let path = proc_path(self.pid, "maps");
         let text = fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => Error::Permission { pid: self.pid, uid: self.uid() },
+            io::ErrorKind::PermissionDenied => Error::Permission {
+                pid: self.pid,
+                uid: self.uid(),
+            },
             io::ErrorKind::NotFound => Error::NotFound(self.pid),
             _ => Error::Read { path, source },
         })?;
-        Ok(text.split(|&byte| byte == b'\n').filter_map(parse_map).collect())
+        Ok(text
+            .split(|&byte| byte == b'\n')
+            .filter_map(parse_map)
+            .collect())
     }
 
     /// Opens the very file that is mapped: also a deleted one, one in another mount namespace, or
@@ -205,10 +252,15 @@ impl Process {
     ///
     /// `None` when it cannot be had, or what is found is not what is mapped.
     pub fn open_mapped(&self, map: &Map) -> Option<File> {
-        let exact = proc_path(self.pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
+        let exact = proc_path(
+            self.pid,
+            &format!("map_files/{:x}-{:x}", map.start, map.end),
+        );
         let path = Path::new(&map.path);
-        let visible = proc_path(self.pid, "root").join(path.strip_prefix("/").ok()?);
-        [exact, visible].iter().find_map(|path| open_regular(path, map.file.inode))
+        let visible = self.root().join(path.strip_prefix("/").ok()?);
+        [exact, visible]
+            .iter()
+            .find_map(|path| open_regular(path, map.file.inode))
     }
 
     /// Names of its threads, by thread id.
@@ -221,7 +273,10 @@ impl Process {
             .filter_map(|entry| {
                 let tid = entry.file_name().to_str()?.parse().ok()?;
                 let name = fs::read(entry.path().join("comm")).ok()?;
-                Some((tid, String::from_utf8_lossy(name.trim_ascii_end()).into_owned()))
+                Some((
+                    tid,
+                    String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
+                ))
             })
             .collect()
     }
@@ -234,19 +289,25 @@ impl Process {
         entries
             .flatten()
             .filter_map(|entry| fs::read_to_string(entry.path().join("children")).ok())
-            .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+            .flat_map(|text| {
+                text.split_whitespace()
+                    .filter_map(|pid| pid.parse().ok())
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 
-    /// Its root directory, through which its paths are opened.
+    /// Its root directory, through which its paths are opened; also once it is gone.
     pub fn root(&self) -> PathBuf {
-        proc_path(self.pid, "root")
+        match &self.root {
+            Some(root) => PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+            None => proc_path(self.pid, "root"),
+        }
     }
 
     /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace.
     pub fn open_perf_map(&self) -> Option<File> {
-        let own_pid = namespace_pid(self.pid).unwrap_or(self.pid);
-        let path = self.root().join(format!("tmp/perf-{own_pid}.map"));
+        let path = self.root().join(format!("tmp/perf-{}.map", self.own_pid));
         OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
@@ -283,16 +344,31 @@ fn namespace_pid(pid: u32) -> Option<u32> {
     line.split_whitespace().last()?.parse().ok()
 }
 
-/// Bytes of memory of the BPF maps that this process holds open (`memlock` in their fdinfo,
-/// kernel/bpf/syscall.c).
-pub fn bpf_map_bytes() -> u64 {
-    let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else { return 0 };
+/// What the agent's own process has taken so far: CPU seconds, and peak resident bytes.
+pub fn own_usage() -> (f64, u64) {
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is ours.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    (
+        seconds(usage.ru_utime) + seconds(usage.ru_stime),
+        usage.ru_maxrss as u64 * 1024,
+    )
+}
+
+/// Sum of one field over the descriptors of BPF objects that this process holds open
+/// (`/proc/self/fdinfo`, kernel/bpf/syscall.c).
+fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
+    let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else {
+        return 0;
+    };
     entries
         .flatten()
         .filter_map(|entry| fs::read_to_string(entry.path()).ok())
-        .filter(|text| text.contains("map_type:"))
+        .filter(|text| text.lines().any(|line| line.starts_with(kind)))
         .filter_map(|text| {
-            let line = text.lines().find(|line| line.starts_with("memlock:"))?;
+            let line = text.lines().find(|line| line.starts_with(field))?;
             line.split_whitespace().nth(1)?.parse::<u64>().ok()
         })
         .sum()
@@ -304,6 +380,16 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: the structure is ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Bytes of memory of the BPF maps that this process holds open.
+pub fn bpf_map_bytes() -> u64 {
+    bpf_fdinfo("map_type:", "memlock:")
+}
+
+/// Times the kernel skipped a BPF program of this process because it would have nested.
+pub fn bpf_recursion_misses() -> u64 {
+    bpf_fdinfo("prog_type:", "recursion_misses:")
 }
 
 /// Whether the agent runs in the initial PID namespace.
@@ -363,18 +449,36 @@ impl Map {
     }
 }
 
-/// The image of the vDSO, from the agent's own address space: it is the same code for every
-/// 64-bit process of a kernel.
-pub fn vdso_image() -> Option<Vec<u8>> {
-    use std::os::unix::fs::FileExt;
+/// The vDSO as a file in memory, copied from the agent's own address space: it is the same code
+/// for every 64-bit process of a kernel.
+pub fn vdso() -> Option<File> {
     let maps = fs::read("/proc/self/maps").ok()?;
     let map = maps
         .split(|&byte| byte == b'\n')
         .filter_map(parse_map)
         .find(|map| map.path == "[vdso]")?;
     let mut image = vec![0; (map.end - map.start) as usize];
-    File::open("/proc/self/mem").ok()?.read_exact_at(&mut image, map.start).ok()?;
-    Some(image)
+    File::open("/proc/self/mem")
+        .ok()?
+        .read_exact_at(&mut image, map.start)
+        .ok()?;
+    // SAFETY: the name is a C string; returns a new descriptor.
+    let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the kernel has just given this descriptor to us alone.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.write_all_at(&image, 0).ok()?;
+    Some(file)
+}
+
+/// The kernel's symbols (`/proc/kallsyms`).
+///
+/// # Errors
+/// When they cannot be opened.
+pub fn kallsyms() -> io::Result<File> {
+    File::open("/proc/kallsyms")
 }
 
 #[cfg(test)]
@@ -394,10 +498,23 @@ mod tests {
     fn only_executable_mappings_are_kept() {
         let line = b"7f0000001000-7f0000002000 r-xp 00001000 fd:00 1234    /tmp/a b (deleted)";
         let map = parse_map(line).unwrap();
-        assert_eq!((map.start, map.end, map.offset), (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000));
+        assert_eq!(
+            (map.start, map.end, map.offset),
+            (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000)
+        );
         assert_eq!(map.path, "/tmp/a b");
-        assert_eq!(map.file, FileId { major: 0xfd, minor: 0, inode: 1234 });
-        assert_eq!(parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "), None);
+        assert_eq!(
+            map.file,
+            FileId {
+                major: 0xfd,
+                minor: 0,
+                inode: 1234
+            }
+        );
+        assert_eq!(
+            parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "),
+            None
+        );
     }
 
     #[test]
@@ -407,11 +524,14 @@ mod tests {
         let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
         assert!(process.open_mapped(map).is_some());
         assert!(!process.has_ended());
-        assert!(vdso_image().unwrap().starts_with(b"\x7fELF"));
+        assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
     }
 
     #[test]
     fn a_kernel_thread_is_refused() {
-        assert!(matches!(Process::open(2), Err(Error::KernelThread { .. } | Error::NotFound(_))));
+        assert!(matches!(
+            Process::open(2),
+            Err(Error::KernelThread { .. } | Error::NotFound(_))
+        ));
     }
 }

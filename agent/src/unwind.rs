@@ -5,11 +5,14 @@
 //! sections, the program's entry and signal trampolines. Everything in the file is distrusted:
 //! malformed entries are counted and left out.
 
+mod code;
+mod depth;
 mod eh_frame;
 mod fill;
 mod gopclntab;
 mod layout;
 mod rule;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -106,12 +109,25 @@ struct Code {
 
 impl Code {
     fn new(headers: &Headers) -> Result<Self, Error> {
-        let exec = || headers.segments.iter().filter(|segment| segment.exec && segment.memsz > 0);
-        let lowest = exec().map(|segment| segment.vaddr).min().ok_or(Error::NoCode)?;
+        let exec = || {
+            headers
+                .segments
+                .iter()
+                .filter(|segment| segment.exec && segment.memsz > 0)
+        };
+        let lowest = exec()
+            .map(|segment| segment.vaddr)
+            .min()
+            .ok_or(Error::NoCode)?;
         let origin = lowest >> BUCKET_BITS << BUCKET_BITS;
         let clamp = |address: u64| address.saturating_sub(origin).min(MAX_SPAN) as u32;
         let mut ranges: Vec<_> = exec()
-            .map(|segment| (clamp(segment.vaddr), clamp(segment.vaddr.saturating_add(segment.memsz))))
+            .map(|segment| {
+                (
+                    clamp(segment.vaddr),
+                    clamp(segment.vaddr.saturating_add(segment.memsz)),
+                )
+            })
             .collect();
         ranges.sort_unstable();
         Ok(Self { origin, ranges })
@@ -120,7 +136,10 @@ impl Code {
     /// The part of a range of virtual addresses that lies in the code range of its first address.
     fn piece(&self, start: u64, end: u64, source: Source) -> Option<Piece> {
         let start = u32::try_from(start.checked_sub(self.origin)?).ok()?;
-        let &(_, limit) = self.ranges.iter().find(|&&(first, limit)| first <= start && start < limit)?;
+        let &(_, limit) = self
+            .ranges
+            .iter()
+            .find(|&&(first, limit)| first <= start && start < limit)?;
         let end = end.saturating_sub(self.origin).min(u64::from(limit)) as u32;
         (start < end).then_some(Piece { start, end, source })
     }
@@ -145,9 +164,9 @@ pub fn build<F: ReadAt + ?Sized>(file: &F) -> Result<Table, Error> {
         go.fill(&code, &gaps(&code, &pieces), &mut pieces);
         pieces.sort_by_key(|piece| piece.start);
     }
-    let covered = pieces.len();
-    fill::fill(file, &headers, &code, &gaps(&code, &pieces), &mut pieces);
-    if pieces.len() > covered {
+    for fill in [fill::fill, code::fill] {
+        let gaps = gaps(&code, &pieces);
+        fill(file, &headers, &code, &gaps, &mut pieces);
         pieces.sort_by_key(|piece| piece.start);
     }
     let layout = write(&code, &pieces, &mut section, go.as_ref(), &mut report)?;
@@ -156,7 +175,11 @@ pub fn build<F: ReadAt + ?Sized>(file: &F) -> Result<Table, Error> {
     report.extended = layout.extended();
     drop((go, pieces));
     let (blocks, module) = layout.finish()?;
-    Ok(Table { blocks, module, report })
+    Ok(Table {
+        blocks,
+        module,
+        report,
+    })
 }
 
 /// Builds the unwind table of an ELF image in memory, for example the vDSO.
@@ -177,8 +200,12 @@ fn read_eh_frame<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<(Vec
     let header_vaddr = headers.eh_frame_hdr?;
     let header = headers.read_vaddr(file, header_vaddr, 32).ok()?;
     let bases = gimli::BaseAddresses::default().set_eh_frame_hdr(header_vaddr);
-    let parsed = gimli::EhFrameHdr::new(&header, gimli::LittleEndian).parse(&bases, 8).ok()?;
-    let gimli::Pointer::Direct(vaddr) = parsed.eh_frame_ptr() else { return None };
+    let parsed = gimli::EhFrameHdr::new(&header, gimli::LittleEndian)
+        .parse(&bases, 8)
+        .ok()?;
+    let gimli::Pointer::Direct(vaddr) = parsed.eh_frame_ptr() else {
+        return None;
+    };
     // Its length is not known: up to the end of the segment; a zero entry ends the section.
     let bytes = headers.read_vaddr(file, vaddr, u64::from(u32::MAX)).ok()?;
     Some((bytes, vaddr))
@@ -209,7 +236,9 @@ fn clipped(pieces: &[Piece]) -> impl Iterator<Item = (&Piece, u32, Option<u32>)>
 fn gaps(code: &Code, pieces: &[Piece]) -> Vec<(u32, u32)> {
     let mut gaps = Vec::new();
     let mut covered = 0;
-    let ends = clipped(pieces).map(|(piece, end, _)| (piece.start, end)).chain([(u32::MAX, u32::MAX)]);
+    let ends = clipped(pieces)
+        .map(|(piece, end, _)| (piece.start, end))
+        .chain([(u32::MAX, u32::MAX)]);
     for (start, end) in ends {
         for &(first, limit) in &code.ranges {
             let (from, to) = (covered.max(first), start.min(limit));
@@ -228,7 +257,11 @@ fn uncovered(gaps: &[(u32, u32)], piece: Piece) -> impl Iterator<Item = Piece> {
     gaps.iter()
         .skip(first)
         .take_while(move |&&(start, _)| start < piece.end)
-        .map(move |&(start, end)| Piece { start: start.max(piece.start), end: end.min(piece.end), ..piece })
+        .map(move |&(start, end)| Piece {
+            start: start.max(piece.start),
+            end: end.min(piece.end),
+            ..piece
+        })
 }
 
 /// Writes the rows of sorted pieces.
@@ -248,7 +281,11 @@ fn write(
         match (piece.source, go) {
             _ if range.is_empty() => continue,
             (Source::Fde(offset), _) => {
-                let fde = Fde { start: range.start, end: range.end, offset };
+                let fde = Fde {
+                    start: range.start,
+                    end: range.end,
+                    offset,
+                };
                 section.rows(&fde, base, &mut layout, report)?;
             }
             (Source::Go(pcsp), Some(go)) => go.rows(range, pcsp, base, &mut layout)?,

@@ -1,6 +1,6 @@
 //! Every tick of the clock is accounted for, and there are as many as there should be.
 
-use crate::harness::{Agent, FREQUENCY, Profile, Target, alone, host_only, in_vm};
+use crate::harness::{Agent, FREQUENCY, Profile, Stack, Target, alone, host_only, in_vm};
 
 fn assert_balances(profile: &Profile) {
     let sums = &profile.accounting;
@@ -16,6 +16,12 @@ fn assert_balances(profile: &Profile) {
         profile.samples(),
         "emitted against the stacks' counts"
     );
+    let totals = &profile.totals;
+    assert_eq!(
+        (totals.samples, totals.lost, totals.balances),
+        (profile.samples(), lost, true)
+    );
+    assert_eq!(totals.complete_samples, profile.count(Stack::is_complete));
 }
 
 /// How far `value` is from `expected`, as a share of it.

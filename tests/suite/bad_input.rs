@@ -43,7 +43,7 @@ fn no_such_process() {
     let pid = free_pid();
     with_pid(pid, &[])
         .run()
-        .assert_refused(FAILED, &[&pid.to_string(), "no such process"]);
+        .assert_refused(FAILED, &[&pid.to_string(), "there is no process"]);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn output_that_is_a_directory() {
     std::fs::create_dir(agent.directory().join("directory.svg")).unwrap();
     agent
         .run()
-        .assert_refused(FAILED, &["directory.svg", "is a directory"]);
+        .assert_refused(FAILED, &["directory.svg", "a directory"]);
 }
 
 #[test]
@@ -157,6 +157,8 @@ fn usage() {
         &["--pid", "1", "--format", "jpeg"],
         &["jpeg", "svg", "folded", "json"],
     );
+    refused(&["--pid", "1", "-o", "-"], &["--format"]);
+    refused(&["--pid", "1", "--", "true"], &["--pid"]);
     refused(&["--no-such-option"], &["--no-such-option"]);
 }
 

@@ -22,10 +22,10 @@ pub(crate) fn titles(svg: &str) -> Vec<String> {
         .collect()
 }
 
-/// Parses folded stacks: `frame;frame;… count`.
+/// Parses folded stacks: comments after `# `, then `frame;frame;… count`.
 pub(crate) fn folded(text: &str) -> BTreeMap<String, u64> {
     let mut stacks = BTreeMap::new();
-    for line in text.lines() {
+    for line in text.lines().filter(|line| !line.starts_with("# ")) {
         let (stack, count) = line
             .rsplit_once(' ')
             .unwrap_or_else(|| panic!("no count: {line}"));
@@ -100,6 +100,7 @@ fn every_format_tells_the_same() {
 }
 
 fn assert_facts(profile: &Profile, pid: u32) {
+    assert_eq!(profile.schema, "agent.profile/1");
     let facts = &profile.facts;
     assert!(!facts.agent_version.is_empty());
     assert!(facts.command_line.iter().any(|word| word == "--pid"));
@@ -158,13 +159,22 @@ fn assert_facts(profile: &Profile, pid: u32) {
 #[test]
 fn every_output_prints_the_losses() {
     let _alone = alone();
-    let (finished, _) = run(&["-o", "profile.json", "-o", "flame.svg"]);
+    let (finished, _) = run(&[
+        "-o",
+        "profile.json",
+        "-o",
+        "flame.svg",
+        "-o",
+        "stacks.folded",
+    ]);
     let sums = finished.profile().accounting;
-    for text in [finished.text("flame.svg"), finished.stderr()] {
-        let digits: String = text
-            .chars()
-            .filter(|c| !matches!(c, ',' | '\u{202f}' | '_'))
-            .collect();
+    for text in [
+        finished.text("flame.svg"),
+        finished.text("stacks.folded"),
+        finished.stderr(),
+    ] {
+        let separators = [',', '_', '\u{a0}', '\u{202f}'];
+        let digits = text.replace(separators, "");
         assert!(
             digits.contains(&sums.ticks.to_string()),
             "no {} ticks in the output",
@@ -238,9 +248,23 @@ fn the_format_option_overrides_the_extension() {
 }
 
 #[test]
-fn outputs_are_private_and_follow_no_symbolic_link() {
+fn outputs_are_private_and_replace_what_was_there() {
     let _alone = alone();
-    let (finished, _) = run(&["-o", "flame.svg"]);
+    let target = Target::spawn("split", &[]);
+    let pid = target.pid().to_string();
+    let agent = Agent::profile().args(["--pid", &pid, "--duration", "1s", "-o", "flame.svg"]);
+    let before = agent.directory().join("flame.svg");
+    let kept = agent.directory().join("kept");
+    std::fs::write(&before, "old").unwrap();
+    std::fs::hard_link(&before, &kept).unwrap();
+    let finished = agent.run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    assert_eq!(
+        finished.text("kept"),
+        "old",
+        "written into the file that was there"
+    );
+    let _ = titles(&finished.text("flame.svg"));
     let mode = finished
         .path("flame.svg")
         .metadata()
@@ -248,25 +272,18 @@ fn outputs_are_private_and_follow_no_symbolic_link() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
+}
 
-    let target = Target::spawn("split", &[]);
-    let agent = Agent::profile().args([
-        "--pid",
-        &target.pid().to_string(),
-        "--duration",
-        "1s",
-        "-o",
-        "link.svg",
-    ]);
-    let victim = agent.directory().join("victim");
-    std::fs::write(&victim, "precious").unwrap();
-    std::os::unix::fs::symlink(&victim, agent.directory().join("link.svg")).unwrap();
+#[test]
+fn no_symbolic_link_is_followed() {
+    let target = Target::spawn("idle", &[]);
+    let pid = target.pid().to_string();
+    let agent = Agent::profile().args(["--pid", &pid, "--duration", "60s", "-o", "link.svg"]);
+    std::fs::write(agent.directory().join("victim"), "precious").unwrap();
+    std::os::unix::fs::symlink("victim", agent.directory().join("link.svg")).unwrap();
     let finished = agent.run();
-    assert_eq!(
-        finished.text("victim"),
-        "precious",
-        "written through a symbolic link"
-    );
+    finished.assert_refused(1, &["link.svg", "symbolic link"]);
+    assert_eq!(finished.text("victim"), "precious");
 }
 
 #[test]

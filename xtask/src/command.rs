@@ -79,8 +79,8 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 /// # Errors
 /// A directory cannot be read.
 pub(crate) fn list_files(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(directory)
-        .with_context(|| format!("cannot list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     for entry in entries {
         let path = entry?.path();
         if path.is_dir() {
@@ -118,7 +118,11 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let error = run(&mut Command::new("no-such-program-at-all")).unwrap_err();
-        assert!(error.to_string().contains("cannot start no-such-program-at-all"));
+        assert!(
+            error
+                .to_string()
+                .contains("cannot start no-such-program-at-all")
+        );
     }
 
     #[test]

@@ -77,7 +77,10 @@ fn check(sources: &str) -> Result<()> {
             copy.display()
         );
     }
-    eprintln!("{OBJECT}: up to date, a rebuild gives the same {} bytes", object.len());
+    eprintln!(
+        "{OBJECT}: up to date, a rebuild gives the same {} bytes",
+        object.len()
+    );
     Ok(())
 }
 
@@ -112,7 +115,11 @@ impl Toolchain {
         let core = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
         let linker = command::output(Command::new(linker_path()?).arg("--version"))?;
         let strip = Path::new(DEBIAN_LLVM).join("llvm-strip");
-        let strip = if strip.is_file() { Some(strip) } else { command::find("llvm-strip") };
+        let strip = if strip.is_file() {
+            Some(strip)
+        } else {
+            command::find("llvm-strip")
+        };
         Ok(Self {
             cargo,
             compiler,
@@ -125,15 +132,21 @@ impl Toolchain {
 
     fn debian() -> Option<(PathBuf, PathBuf)> {
         let core = Path::new("/usr/lib/rustlib/src/rust/library/core/src/lib.rs");
-        let pair = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
+        let pair = (
+            PathBuf::from("/usr/bin/cargo"),
+            PathBuf::from("/usr/bin/rustc"),
+        );
         (core.is_file() && pair.0.is_file() && pair.1.is_file()).then_some(pair)
     }
 
     fn nightly() -> Result<(PathBuf, PathBuf)> {
         let path = |name: &str| -> Result<PathBuf> {
-            let text = command::output(
-                Command::new("rustup").args(["which", "--toolchain", "nightly", name]),
-            )?;
+            let text = command::output(Command::new("rustup").args([
+                "which",
+                "--toolchain",
+                "nightly",
+                name,
+            ]))?;
             Ok(PathBuf::from(text.trim()))
         };
         let pair = path("cargo").and_then(|cargo| Ok((cargo, path("rustc")?)));
@@ -150,7 +163,10 @@ impl Toolchain {
     fn build(&self, warnings: Warnings) -> Result<Vec<u8>> {
         let directory = target().join("bpf");
         let mut path = OsString::from(self.compiler.with_file_name(""));
-        for part in [linker_path()?.with_file_name(""), PathBuf::from(DEBIAN_LLVM)] {
+        for part in [
+            linker_path()?.with_file_name(""),
+            PathBuf::from(DEBIAN_LLVM),
+        ] {
             path.push(":");
             path.push(part);
         }
@@ -159,18 +175,41 @@ impl Toolchain {
         let mut build = Command::new(&self.cargo);
         build
             .current_dir(root())
-            .args(["build", "--quiet", "--locked", "--package", "agent-ebpf", "--profile", "bpf"])
-            .args(["--bin", "agent-ebpf", "--target", TARGET, "-Z", "build-std=core"])
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--package",
+                "agent-ebpf",
+                "--profile",
+                "bpf",
+            ])
+            .args([
+                "--bin",
+                "agent-ebpf",
+                "--target",
+                TARGET,
+                "-Z",
+                "build-std=core",
+            ])
             .arg("--target-dir")
             .arg(&directory)
             .env("PATH", path)
             .env("RUSTC", &self.compiler)
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", self.flags().join("\x1f"));
-        for name in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+        for name in [
+            "RUSTUP_TOOLCHAIN",
+            "RUSTFLAGS",
+            "RUSTC_WRAPPER",
+            "RUSTC_WORKSPACE_WRAPPER",
+        ] {
             build.env_remove(name);
         }
-        let said = build.stderr(Stdio::piped()).output().context("cannot start cargo")?;
+        let said = build
+            .stderr(Stdio::piped())
+            .output()
+            .context("cannot start cargo")?;
         let text = String::from_utf8_lossy(&said.stderr);
         eprint!("{text}");
         if !said.status.success() {
@@ -183,7 +222,11 @@ impl Toolchain {
         let built = directory.join(TARGET).join("bpf/agent-ebpf");
         let stripped = directory.join("agent.bpf.o");
         command::run(
-            Command::new(&self.strip).arg("--strip-debug").arg("-o").arg(&stripped).arg(built),
+            Command::new(&self.strip)
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(&stripped)
+                .arg(built),
         )?;
         fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
     }
@@ -199,8 +242,15 @@ impl Toolchain {
             format!("--remap-path-prefix={}=/cargo", cargo_home().display()),
         ];
         // One directory per registry, named after the address it is reached by.
-        for entry in fs::read_dir(cargo_home().join("registry/src")).into_iter().flatten().flatten() {
-            flags.push(format!("--remap-path-prefix={}=/registry", entry.path().display()));
+        for entry in fs::read_dir(cargo_home().join("registry/src"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            flags.push(format!(
+                "--remap-path-prefix={}=/registry",
+                entry.path().display()
+            ));
         }
         flags.push(format!("--remap-path-prefix={}=.", root().display()));
         flags
@@ -274,7 +324,10 @@ fn hash_sources(root: &Path) -> Result<String> {
     let manifest = fs::read_to_string(root.join("Cargo.toml")).context("cannot read Cargo.toml")?;
     add(&mut hash, "profile", profile_section(&manifest).as_bytes());
     let lock = fs::read_to_string(root.join("Cargo.lock")).context("cannot read Cargo.lock")?;
-    for package in lock.split("[[package]]").filter(|text| text.contains("name = \"aya-ebpf")) {
+    for package in lock
+        .split("[[package]]")
+        .filter(|text| text.contains("name = \"aya-ebpf"))
+    {
         add(&mut hash, "package", package.trim().as_bytes());
     }
     Ok(hex(&hash.finalize()))
@@ -338,7 +391,9 @@ mod tests {
     fn the_hash_follows_names_and_contents() {
         let hash = |pieces: &[(&str, &str)]| {
             let mut hash = Sha256::new();
-            pieces.iter().for_each(|(name, text)| add(&mut hash, name, text.as_bytes()));
+            pieces
+                .iter()
+                .for_each(|(name, text)| add(&mut hash, name, text.as_bytes()));
             hex(&hash.finalize())
         };
         assert_ne!(hash(&[("a", "xy")]), hash(&[("a", "x"), ("", "y")]));

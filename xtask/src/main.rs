@@ -6,6 +6,8 @@ mod ci;
 mod command;
 mod ebpf;
 mod programs;
+mod setup;
+mod test;
 mod vm;
 
 use anyhow::Result;
@@ -22,6 +24,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what building the bytecode and all tests need (Debian)
+    Setup,
+    /// Run every check: format, clippy, unit tests, bytecode, end-to-end tests here and in VMs
+    Test(test::Args),
     /// Compile the kernel programs into agent/bpf/agent.bpf.o
     BuildEbpf(ebpf::Args),
     /// Build the programs that the end-to-end tests aim at
@@ -34,7 +40,7 @@ enum Task {
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -42,11 +48,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<()> {
+fn run(task: Task) -> Result<ExitCode> {
     match task {
-        Task::BuildEbpf(args) => ebpf::run(&args),
-        Task::Programs => programs::build().map(|count| eprintln!("{count} programs are ready")),
-        Task::Ci => ci::run(),
-        Task::Vm(args) => vm::run(&args),
+        Task::Setup => setup::run()?,
+        Task::Test(args) => return Ok(test::run(&args)),
+        Task::BuildEbpf(args) => ebpf::run(&args)?,
+        Task::Programs => eprintln!("{} programs are ready", programs::build()?),
+        Task::Ci => ci::run()?,
+        Task::Vm(args) => vm::run(&args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

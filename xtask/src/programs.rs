@@ -52,10 +52,17 @@ pub(crate) fn build() -> Result<usize> {
             scope.spawn(work);
         }
     });
-    let mut failures = failures.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut failures = failures
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     failures.sort();
     if !failures.is_empty() {
-        bail!("{} of {} programs failed\n{}", failures.len(), recipes.len(), failures.join("\n"));
+        bail!(
+            "{} of {} programs failed\n{}",
+            failures.len(),
+            recipes.len(),
+            failures.join("\n")
+        );
     }
     Ok(recipes.len())
 }
@@ -69,7 +76,11 @@ impl Recipe {
         hash.update(&command);
         hash.update(headers);
         hash.update(fs::read(&self.source)?);
-        let stamp: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let stamp: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let stamp_file = stamps.join(&self.name);
         if program.is_file() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
             return Ok(());
@@ -102,23 +113,34 @@ fn fill(command: &str, source: &Path, program: &Path, directory: &Path) -> Strin
 /// The recipes of all sources, in the order of their names.
 fn scan(directory: &Path) -> Result<Vec<Recipe>> {
     let mut recipes = Vec::new();
-    let entries = fs::read_dir(directory)
-        .with_context(|| format!("cannot list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     for entry in entries {
         let source = entry?.path();
-        let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = source
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         match source.extension().and_then(|extension| extension.to_str()) {
             Some("c" | "cpp" | "rs" | "go" | "S") => {
                 let text = fs::read_to_string(&source)
                     .with_context(|| format!("cannot read {}", source.display()))?;
                 let found = parse(&source, &text);
                 if found.is_empty() {
-                    bail!("{}: no `build: COMMAND` in its leading comment", source.display());
+                    bail!(
+                        "{}: no `build: COMMAND` in its leading comment",
+                        source.display()
+                    );
                 }
                 recipes.extend(found);
             }
             Some("py" | "js") => {
-                recipes.push(Recipe { name, source, command: "cp {src} {out}".into() });
+                recipes.push(Recipe {
+                    name,
+                    source,
+                    command: "cp {src} {out}".into(),
+                });
             }
             _ => {}
         }
@@ -139,13 +161,21 @@ fn parse(source: &Path, text: &str) -> Vec<Recipe> {
     let mut recipes = Vec::new();
     for line in text.lines() {
         let line = line.trim();
-        if !(line.is_empty() || line.starts_with("//") || line.starts_with(['*', '#']) || line.starts_with("/*")) {
+        if !(line.is_empty()
+            || line.starts_with("//")
+            || line.starts_with(['*', '#'])
+            || line.starts_with("/*"))
+        {
             break;
         }
         let line = line.trim_start_matches(['/', '*', '#', '!']).trim();
         let line = line.trim_end_matches("*/").trim_end();
-        let Some((head, command)) = line.split_once(": ") else { continue };
-        let variant = head.strip_prefix("build(").and_then(|rest| rest.strip_suffix(')'));
+        let Some((head, command)) = line.split_once(": ") else {
+            continue;
+        };
+        let variant = head
+            .strip_prefix("build(")
+            .and_then(|rest| rest.strip_suffix(')'));
         let name = match (head, variant) {
             ("build", _) => &stem,
             (_, Some(variant)) => variant,
@@ -182,22 +212,36 @@ mod tests {
 
     fn names_and_commands(file: &str, text: &str) -> Vec<(String, String)> {
         let recipes = parse(Path::new(file), text);
-        recipes.into_iter().map(|recipe| (recipe.name, recipe.command)).collect()
+        recipes
+            .into_iter()
+            .map(|recipe| (recipe.name, recipe.command))
+            .collect()
     }
 
     #[test]
     fn build_lines_are_read_from_each_kind_of_comment() {
         let pair = |name: &str, command: &str| (name.to_owned(), command.to_owned());
         let c = "/* A target.\n *\n * usage: deep [S]\n * build: gcc {src} -o {out}\n * build(deep-static): gcc -static {src} -o {out} */\nint x; // build: no\n";
-        let wanted = [pair("deep", "gcc {src} -o {out}"), pair("deep-static", "gcc -static {src} -o {out}")];
+        let wanted = [
+            pair("deep", "gcc {src} -o {out}"),
+            pair("deep-static", "gcc -static {src} -o {out}"),
+        ];
         assert_eq!(names_and_commands("d/deep.c", c), wanted);
         let rust = "//! build: rustc {src} -o {out}\nfn main() {}\n";
-        assert_eq!(names_and_commands("r.rs", rust), [pair("r", "rustc {src} -o {out}")]);
+        assert_eq!(
+            names_and_commands("r.rs", rust),
+            [pair("r", "rustc {src} -o {out}")]
+        );
     }
 
     #[test]
     fn placeholders_are_filled() {
-        let command = fill("cc {src} -L{dir} -o {out}", Path::new("a.c"), Path::new("t/a"), Path::new("t"));
+        let command = fill(
+            "cc {src} -L{dir} -o {out}",
+            Path::new("a.c"),
+            Path::new("t/a"),
+            Path::new("t"),
+        );
         assert_eq!(command, "cc a.c -Lt -o t/a");
     }
 
@@ -209,11 +253,22 @@ mod tests {
         fs::write(&source, "").unwrap();
         let stamps = directory.join("stamps");
         fs::create_dir_all(&stamps).unwrap();
-        let recipe = |command: &str| Recipe { name: "x".into(), source: source.clone(), command: command.into() };
-        let error = recipe("echo no such type >&2; false").make(&directory, &stamps, b"").unwrap_err();
+        let recipe = |command: &str| Recipe {
+            name: "x".into(),
+            source: source.clone(),
+            command: command.into(),
+        };
+        let error = recipe("echo no such type >&2; false")
+            .make(&directory, &stamps, b"")
+            .unwrap_err();
         assert!(error.to_string().contains("no such type"), "{error}");
         let count = recipe("echo >> {dir}/count; touch {out}");
-        let made = || fs::read_to_string(directory.join("count")).unwrap().lines().count();
+        let made = || {
+            fs::read_to_string(directory.join("count"))
+                .unwrap()
+                .lines()
+                .count()
+        };
         count.make(&directory, &stamps, b"").unwrap();
         count.make(&directory, &stamps, b"").unwrap();
         assert_eq!(made(), 1);

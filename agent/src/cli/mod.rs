@@ -7,8 +7,12 @@
 pub mod args;
 pub mod destination;
 pub mod generate;
+pub mod launch;
+pub mod profile;
 pub mod profile_args;
+pub mod run;
 pub mod spec;
+pub mod terminal;
 
 /// The exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,13 +45,27 @@ pub fn attach(session: &mut Attached, frequency: u64) -> Result<Clock, Error> {
     let cpus = session.kernel().cpus.clone();
     let program = "cpu_sample";
     let sampler: &mut PerfEvent = program_mut(session.ebpf(), program)?;
-    sampler.load().map_err(|source| Error::Program { program, source: Box::new(source) })?;
+    sampler.load().map_err(|source| Error::Program {
+        program,
+        source: Box::new(source),
+    })?;
     let mut start = |clock: Clock, cpu: u32| {
         let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-        sampler.attach(clock.config(), scope, SamplePolicy::Frequency(frequency), false).map(drop)
+        sampler
+            .attach(
+                clock.config(),
+                scope,
+                SamplePolicy::Frequency(frequency),
+                false,
+            )
+            .map(drop)
     };
     let first = cpus.first().copied().unwrap_or(0);
-    let clock = if start(Clock::Cycles, first).is_ok() { Clock::Cycles } else { Clock::CpuClock };
+    let clock = if start(Clock::Cycles, first).is_ok() {
+        Clock::Cycles
+    } else {
+        Clock::CpuClock
+    };
     let skip = usize::from(clock == Clock::Cycles);
     for &cpu in cpus.iter().skip(skip) {
         start(clock, cpu).map_err(|source| Error::Attach {
@@ -164,7 +178,16 @@ impl Samples {
         let comm = self.name(&tracked.comm);
         let thread = tracked.threads.get(&tid).unwrap_or(&tracked.comm);
         let thread = self.name(thread);
-        *self.counts.entry(Key { process, tid, comm, thread, stack }).or_default() += 1;
+        *self
+            .counts
+            .entry(Key {
+                process,
+                tid,
+                comm,
+                thread,
+                stack,
+            })
+            .or_default() += 1;
         Some(())
     }
 

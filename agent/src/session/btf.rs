@@ -34,7 +34,9 @@ struct Reader<'a> {
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    Some(u32::from_le_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
 }
 
 impl<'a> Reader<'a> {
@@ -55,7 +57,11 @@ impl<'a> Reader<'a> {
             let info = word(types, at + 4)?;
             at = at.checked_add(12 + trailer(info)?)?;
         }
-        Some(Self { types, strings, starts })
+        Some(Self {
+            types,
+            strings,
+            starts,
+        })
     }
 
     fn name(&self, offset: u32) -> &'a [u8] {
@@ -66,7 +72,11 @@ impl<'a> Reader<'a> {
     /// Name, info and first byte of the members of a type.
     fn type_at(&self, id: u32) -> Option<(&'a [u8], u32, usize)> {
         let at = *self.starts.get(id as usize)? as usize;
-        Some((self.name(word(self.types, at)?), word(self.types, at + 4)?, at + 12))
+        Some((
+            self.name(word(self.types, at)?),
+            word(self.types, at + 4)?,
+            at + 12,
+        ))
     }
 
     /// Bit offset of a member, looking into anonymous structures.
@@ -80,11 +90,17 @@ impl<'a> Reader<'a> {
             let at = first + 12 * index;
             let name = self.name(word(self.types, at)?);
             let offset = word(self.types, at + 8)?;
-            let offset = if bitfields { offset & 0xff_ffff } else { offset };
+            let offset = if bitfields {
+                offset & 0xff_ffff
+            } else {
+                offset
+            };
             if name == wanted {
                 return Some(offset);
             }
-            let inner = name.is_empty().then(|| self.member(word(self.types, at + 4)?, wanted, nesting + 1));
+            let inner = name
+                .is_empty()
+                .then(|| self.member(word(self.types, at + 4)?, wanted, nesting + 1));
             Some(offset + inner.flatten()?)
         })
     }
@@ -94,12 +110,12 @@ impl<'a> Reader<'a> {
 fn trailer(info: u32) -> Option<usize> {
     let count = (info & 0xffff) as usize;
     Some(match info >> 24 & 31 {
-        1 | 14 | 17 => 4,               // INT, VAR, DECL_TAG
-        3 => 12,                        // ARRAY
+        1 | 14 | 17 => 4, // INT, VAR, DECL_TAG
+        3 => 12,          // ARRAY
         KIND_STRUCT | KIND_UNION => 12 * count,
-        6 | 13 => 8 * count,            // ENUM, FUNC_PROTO
-        15 | 19 => 12 * count,          // DATASEC, ENUM64
-        2 | 7..=12 | 16 | 18 => 0,      // PTR, FWD, TYPEDEF … FUNC, FLOAT, TYPE_TAG
+        6 | 13 => 8 * count,       // ENUM, FUNC_PROTO
+        15 | 19 => 12 * count,     // DATASEC, ENUM64
+        2 | 7..=12 | 16 | 18 => 0, // PTR, FWD, TYPEDEF … FUNC, FLOAT, TYPE_TAG
         _ => return None,
     })
 }
@@ -114,11 +130,16 @@ impl Offsets {
         let mut by_structure: HashMap<&[u8], Vec<&str>> = HashMap::new();
         for path in wanted {
             let structure = path.split('.').next().unwrap_or_default();
-            by_structure.entry(structure.as_bytes()).or_default().push(path);
+            by_structure
+                .entry(structure.as_bytes())
+                .or_default()
+                .push(path);
         }
         let mut fields = HashMap::new();
         for id in 1..reader.starts.len() as u32 {
-            let Some((name, info, _)) = reader.type_at(id) else { continue };
+            let Some((name, info, _)) = reader.type_at(id) else {
+                continue;
+            };
             if info >> 24 & 31 != KIND_STRUCT || info & 0xffff == 0 {
                 continue;
             }
@@ -137,7 +158,10 @@ impl Offsets {
     /// # Errors
     /// When this kernel has no such field.
     pub fn of(&self, path: &str) -> Result<u32, Error> {
-        self.fields.get(path).copied().ok_or_else(|| Error::NoField(path.to_owned()))
+        self.fields
+            .get(path)
+            .copied()
+            .ok_or_else(|| Error::NoField(path.to_owned()))
     }
 }
 
@@ -149,10 +173,21 @@ mod tests {
     #[test]
     fn the_running_kernel_has_the_fields_we_need() {
         let btf = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
-        let offsets =
-            Offsets::read(&btf, &["task_struct.tgid", "task_struct.pid", "upid.ns", "pid.numbers"]).unwrap();
+        let offsets = Offsets::read(
+            &btf,
+            &[
+                "task_struct.tgid",
+                "task_struct.pid",
+                "upid.ns",
+                "pid.numbers",
+            ],
+        )
+        .unwrap();
         assert_eq!(offsets.of("upid.ns").unwrap(), 8);
-        assert_eq!(offsets.of("task_struct.tgid").unwrap(), offsets.of("task_struct.pid").unwrap() + 4);
+        assert_eq!(
+            offsets.of("task_struct.tgid").unwrap(),
+            offsets.of("task_struct.pid").unwrap() + 4
+        );
         assert!(offsets.of("task_struct.nonsense").is_err());
     }
 

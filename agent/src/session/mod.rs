@@ -16,6 +16,7 @@ use agent_ebpf::{Counter, ProcessRecord, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::preflight::Kernel;
@@ -130,7 +131,9 @@ impl Loaded {
         for map in needs.unused_maps {
             loader.map_max_entries(map, 1);
         }
-        let ebpf = loader.load(BYTECODE).map_err(|error| Error::Load(Box::new(error)))?;
+        let ebpf = loader
+            .load(BYTECODE)
+            .map_err(|error| Error::Load(Box::new(error)))?;
         Ok(Self { ebpf, kernel })
     }
 
@@ -157,8 +160,10 @@ impl Loaded {
         ] {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
-        let sideband = Sideband::open(&self.kernel.cpus)
-            .map_err(|source| Error::Io { what: "cannot open the perf side band", source })?;
+        let sideband = Sideband::open(&self.kernel.cpus).map_err(|source| Error::Io {
+            what: "cannot open the perf side band",
+            source,
+        })?;
         let tgids = self.initial_ids(&targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
         let scope: BpfMap<MapData, u32, [u32; 2]> = take(&mut self.ebpf, "TARGETS")?;
@@ -190,23 +195,36 @@ impl Loaded {
         }
         let mut wanted: BpfMap<MapData, u32, u32> = take(&mut self.ebpf, "WANTED")?;
         for process in targets {
-            wanted.insert(process.pid(), 0, 0).map_err(|_| Error::Map("WANTED"))?;
+            wanted
+                .insert(process.pid(), 0, 0)
+                .map_err(|_| Error::Map("WANTED"))?;
         }
         run_task_iterator(&mut self.ebpf)?;
         targets
             .iter()
             .map(|process| {
                 let tgid = wanted.get(&process.pid(), 0).unwrap_or(0);
-                if tgid == 0 { Err(Error::NoTgid(process.pid())) } else { Ok(tgid) }
+                if tgid == 0 {
+                    Err(Error::NoTgid(process.pid()))
+                } else {
+                    Ok(tgid)
+                }
             })
             .collect()
     }
 }
 
 /// Loads and attaches a raw tracepoint program.
-pub fn attach_raw_tracepoint(ebpf: &mut Ebpf, program: &'static str, hook: &str) -> Result<(), Error> {
+pub fn attach_raw_tracepoint(
+    ebpf: &mut Ebpf,
+    program: &'static str,
+    hook: &str,
+) -> Result<(), Error> {
     let raw: &mut RawTracePoint = program_mut(ebpf, program)?;
-    raw.load().map_err(|source| Error::Program { program, source: Box::new(source) })?;
+    raw.load().map_err(|source| Error::Program {
+        program,
+        source: Box::new(source),
+    })?;
     raw.attach(hook).map(drop).map_err(|source| Error::Attach {
         program,
         hook: format!("the tracepoint {hook}"),
@@ -219,23 +237,38 @@ pub fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a 
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program>,
 {
-    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(Error::Missing(name))
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::Missing(name))
 }
 
 /// A map of the bytecode by its name and kind.
 pub fn take<M: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
-    ebpf.take_map(name).and_then(|map| M::try_from(map).ok()).ok_or(Error::Map(name))
+    ebpf.take_map(name)
+        .and_then(|map| M::try_from(map).ok())
+        .ok_or(Error::Map(name))
 }
 
 fn run_task_iterator(ebpf: &mut Ebpf) -> Result<(), Error> {
     let program = "iter_task";
-    let refused = |source| Error::Program { program, source: Box::new(source) };
+    let refused = |source| Error::Program {
+        program,
+        source: Box::new(source),
+    };
     let btf = aya::Btf::from_sys_fs().map_err(|error| refused(error.into()))?;
     let iterator: &mut Iter = program_mut(ebpf, program)?;
     iterator.load("task", &btf).map_err(refused)?;
-    let link = iterator.attach().and_then(|link| iterator.take_link(link)).map_err(refused)?;
-    let read = |source| Error::Io { what: "cannot run the task iterator", source };
-    let mut file = link.into_file().map_err(|error| read(io::Error::other(error)))?;
+    let link = iterator
+        .attach()
+        .and_then(|link| iterator.take_link(link))
+        .map_err(refused)?;
+    let read = |source| Error::Io {
+        what: "cannot run the task iterator",
+        source,
+    };
+    let mut file = link
+        .into_file()
+        .map_err(|error| read(io::Error::other(error)))?;
     io::copy(&mut file, &mut io::sink()).map(drop).map_err(read)
 }
 
@@ -246,7 +279,10 @@ struct Watch {
 
 impl Watch {
     fn new() -> Result<Self, Error> {
-        let failed = |source| Error::Io { what: "cannot make an epoll instance", source };
+        let failed = |source| Error::Io {
+            what: "cannot make an epoll instance",
+            source,
+        };
         // SAFETY: takes a flag, returns a new descriptor.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
@@ -254,19 +290,34 @@ impl Watch {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { epoll: AsyncFd::new(fd).map_err(failed)? })
+        // SAFETY: the descriptor belongs to the `AsyncFd` from now on and stays open with it.
+        let epoll = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        Ok(Self {
+            epoll: epoll.map_err(|error| failed(error.into()))?,
+        })
     }
 
     /// Edge-triggered: what is not taken in now is taken in at the next tick.
     fn add(&self, fd: RawFd) -> Result<(), Error> {
-        let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: 0 };
+        let mut event = libc::epoll_event {
+            events: (libc::EPOLLIN | libc::EPOLLET) as u32,
+            u64: 0,
+        };
         // SAFETY: both descriptors are open, the event is initialised.
         let done = unsafe {
-            libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event)
+            libc::epoll_ctl(
+                self.epoll.as_raw_fd(),
+                libc::EPOLL_CTL_ADD,
+                fd,
+                &raw mut event,
+            )
         };
         if done < 0 {
             let source = io::Error::last_os_error();
-            return Err(Error::Io { what: "cannot watch a descriptor", source });
+            return Err(Error::Io {
+                what: "cannot watch a descriptor",
+                source,
+            });
         }
         Ok(())
     }
@@ -276,7 +327,9 @@ impl Watch {
         if let Ok(mut guard) = self.epoll.readable().await {
             let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
             // SAFETY: the array is as long as said; no waiting.
-            while unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 16, 0) } > 0 {}
+            while unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 16, 0) }
+                > 0
+            {}
             guard.clear_ready();
         }
     }
@@ -374,6 +427,12 @@ impl Attached {
         Counters(sums)
     }
 
+    /// Times the kernel skipped one of our programs because it would have nested
+    /// (`bpf_prog_info.recursion_misses`, 5.12).
+    pub fn recursion_misses(&self) -> u64 {
+        process::bpf_recursion_misses()
+    }
+
     /// Bytes of all BPF maps, as far as they are known: the tables and the fixed maps.
     pub fn map_bytes(&self) -> u64 {
         self.targets.table_bytes() + process::bpf_map_bytes()
@@ -389,7 +448,12 @@ fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
     if !matches!(kind, record::FORK | record::EXEC | record::EXIT) {
         return None;
     }
-    Some(ProcessRecord { kind, tgid: word(4)?, parent: word(8)?, visible: word(12)? })
+    Some(ProcessRecord {
+        kind,
+        tgid: word(4)?,
+        parent: word(8)?,
+        visible: word(12)?,
+    })
 }
 
 /// The kernel's counters at one moment.
@@ -402,4 +466,3 @@ impl Counters {
         self.0.get(counter as usize).copied().unwrap_or(0)
     }
 }
-

@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 
 use agent_ebpf::unwind::{Block, Module as Layout};
 use tokio::sync::mpsc as results;
 
-use crate::elf::{self, ReadAt, Segment};
+use crate::elf::{self, Segment};
 use crate::process::{self, FileId, Map, Process};
+use crate::symbolize::debug_files::DebugRoots;
 use crate::unwind::{self, Table};
 
+/// How the kernel calls the mapping of its code for user space.
+const VDSO: &str = "[vdso]";
 /// Threads that build tables.
 const BUILDERS: usize = 2;
 
@@ -27,10 +29,8 @@ pub struct Module {
     pub path: OsString,
     /// The file, if it could be opened.
     pub file: Option<Arc<File>>,
-    /// The image of the vDSO.
-    pub image: Option<Arc<Vec<u8>>>,
-    /// Root directory of the process that it was first seen in: where separate debug files are.
-    pub root: PathBuf,
+    /// Root directories under which its separate debug files are.
+    pub roots: Arc<DebugRoots>,
     segments: Vec<Segment>,
     layout: Layout,
     ready: bool,
@@ -44,12 +44,7 @@ pub struct Built {
 
 struct Job {
     slot: u16,
-    source: Source,
-}
-
-enum Source {
-    File(Arc<File>),
-    Image(Arc<Vec<u8>>),
+    file: Arc<File>,
 }
 
 /// All modules of a run.
@@ -91,11 +86,11 @@ impl Modules {
     pub fn of<E>(
         &mut self,
         process: &Process,
+        roots: &Arc<DebugRoots>,
         map: &Map,
         reserve: impl FnOnce() -> Result<u16, E>,
     ) -> Result<Option<usize>, E> {
-        let vdso = map.path == "[vdso]";
-        if map.file.inode == 0 && !vdso {
+        if map.file.inode == 0 && map.path != VDSO {
             return Ok(None);
         }
         let key = (map.file, map.path.clone());
@@ -103,7 +98,7 @@ impl Modules {
             return Ok(Some(index));
         }
         let slot = reserve()?;
-        let module = open(slot, process, map, vdso);
+        let module = open(slot, process, roots, map);
         self.list.push(module);
         let index = self.list.len() - 1;
         self.by_file.insert(key, index);
@@ -112,13 +107,20 @@ impl Modules {
     }
 
     fn start(&mut self, index: usize) {
-        let Some(module) = self.list.get(index) else { return };
-        let source = match (&module.file, &module.image) {
-            (Some(file), _) => Source::File(Arc::clone(file)),
-            (None, Some(image)) => Source::Image(Arc::clone(image)),
-            (None, None) => return self.give_up(index, "the file could not be opened"),
+        let Some(module) = self.list.get(index) else {
+            return;
         };
-        if self.jobs.send(Job { slot: module.slot, source }).is_ok() {
+        let Some(file) = module.file.clone() else {
+            return self.give_up(index, "the file could not be opened");
+        };
+        if self
+            .jobs
+            .send(Job {
+                slot: module.slot,
+                file,
+            })
+            .is_ok()
+        {
             self.pending += 1;
         }
     }
@@ -150,12 +152,18 @@ impl Modules {
     /// Takes a finished table in; gives back its slot and blocks for the kernel.
     pub fn finish(&mut self, built: Built) -> Option<(u16, Vec<Block>)> {
         self.pending = self.pending.saturating_sub(1);
-        let index = self.list.iter().position(|module| module.slot == built.slot)?;
+        let index = self
+            .list
+            .iter()
+            .position(|module| module.slot == built.slot)?;
         match built.table {
             Ok(table) => {
                 self.eh_frame_bytes += table.report.eh_frame_bytes;
                 let module = self.list.get_mut(index)?;
-                module.layout = Layout { table: u32::from(module.slot), ..table.module };
+                module.layout = Layout {
+                    table: u32::from(module.slot),
+                    ..table.module
+                };
                 module.ready = true;
                 Some((built.slot, table.blocks))
             }
@@ -181,7 +189,10 @@ impl Modules {
             // Not an ELF file: its addresses are offsets in the file.
             None => map.start.wrapping_sub(map.offset),
         };
-        let pending = Layout { table: u32::from(module.slot), ..Layout::default() };
+        let pending = Layout {
+            table: u32::from(module.slot),
+            ..Layout::default()
+        };
         Some((if module.ready { module.layout } else { pending }, bias))
     }
 
@@ -199,32 +210,32 @@ impl Default for Modules {
 
 /// A layout whose look-ups find no row.
 fn no_rules(slot: u16) -> Layout {
-    Layout { base: u64::MAX, buckets: 1, rows: 0, extended: 0, table: u32::from(slot) }
+    Layout {
+        base: u64::MAX,
+        buckets: 1,
+        rows: 0,
+        extended: 0,
+        table: u32::from(slot),
+    }
 }
 
-fn open(slot: u16, process: &Process, map: &Map, vdso: bool) -> Module {
-    let image = vdso.then(process::vdso_image).flatten();
-    let file = if vdso { None } else { process.open_mapped(map) };
-    let segments = match (&file, &image) {
-        (Some(file), _) => segments_of(file),
-        (None, Some(image)) => segments_of(image.as_slice()),
-        (None, None) => Vec::new(),
+fn open(slot: u16, process: &Process, roots: &Arc<DebugRoots>, map: &Map) -> Module {
+    let file = if map.path == VDSO {
+        process::vdso()
+    } else {
+        process.open_mapped(map)
     };
+    let segments = file.as_ref().and_then(|file| elf::segments(file).ok());
     Module {
         slot,
         name: map.name(),
         path: map.path.clone(),
         file: file.map(Arc::new),
-        image: image.map(Arc::new),
-        root: process.root(),
-        segments,
+        roots: Arc::clone(roots),
+        segments: segments.unwrap_or_default(),
         layout: Layout::default(),
         ready: false,
     }
-}
-
-fn segments_of<F: ReadAt + ?Sized>(file: &F) -> Vec<Segment> {
-    elf::segments(file).unwrap_or_default()
 }
 
 /// The body of a builder thread: ends when the queue does.
@@ -234,11 +245,8 @@ fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender
             Ok(queue) => queue.recv(),
             Err(_) => return,
         };
-        let Ok(Job { slot, source }) = job else { return };
-        let table = match source {
-            Source::File(file) => unwind::build(&*file),
-            Source::Image(image) => unwind::build_from_bytes(&image),
-        };
+        let Ok(Job { slot, file }) = job else { return };
+        let table = unwind::build(&*file);
         if done.send(Built { slot, table }).is_err() {
             return;
         }

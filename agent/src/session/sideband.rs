@@ -6,8 +6,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
 
 use perf_event_open_sys::bindings::{
-    PERF_COUNT_SW_DUMMY, PERF_FLAG_FD_CLOEXEC, PERF_RECORD_COMM, PERF_RECORD_EXIT, PERF_RECORD_FORK,
-    PERF_RECORD_LOST, PERF_RECORD_MMAP2, PERF_TYPE_SOFTWARE, perf_event_attr, perf_event_mmap_page,
+    PERF_COUNT_SW_DUMMY, PERF_FLAG_FD_CLOEXEC, PERF_RECORD_COMM, PERF_RECORD_EXIT,
+    PERF_RECORD_FORK, PERF_RECORD_LOST, PERF_RECORD_MMAP2, PERF_TYPE_SOFTWARE, perf_event_attr,
+    perf_event_mmap_page,
 };
 
 use crate::process::{FileId, Map};
@@ -77,7 +78,10 @@ impl Sideband {
     /// # Errors
     /// What `perf_event_open` or `mmap` answers.
     pub fn open(cpus: &[u32]) -> io::Result<Self> {
-        let rings = cpus.iter().map(|&cpu| Ring::open(cpu)).collect::<io::Result<_>>()?;
+        let rings = cpus
+            .iter()
+            .map(|&cpu| Ring::open(cpu))
+            .collect::<io::Result<_>>()?;
         Ok(Self { rings })
     }
 
@@ -139,13 +143,21 @@ impl Ring {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { fd, base: base.cast() })
+        Ok(Self {
+            fd,
+            base: base.cast(),
+        })
     }
 
     fn drain(&mut self, sink: &mut impl FnMut(Event)) {
         let page = self.base.cast::<perf_event_mmap_page>();
         // SAFETY: the first page of the ring is this structure; the kernel writes the head.
-        let (head, mut tail) = unsafe { ((&raw const (*page).data_head).read_volatile(), (*page).data_tail) };
+        let (head, mut tail) = unsafe {
+            (
+                (&raw const (*page).data_head).read_volatile(),
+                (*page).data_tail,
+            )
+        };
         fence(Ordering::Acquire);
         let mut record = Vec::new();
         while tail < head {
@@ -174,7 +186,9 @@ impl Ring {
             record.extend_from_slice(std::slice::from_raw_parts(data.add(start), first));
             record.extend_from_slice(std::slice::from_raw_parts(data, size - first));
         }
-        Some(usize::from(u16::from_le_bytes(record.get(6..8)?.try_into().ok()?)))
+        Some(usize::from(u16::from_le_bytes(
+            record.get(6..8)?.try_into().ok()?,
+        )))
     }
 }
 

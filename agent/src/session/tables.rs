@@ -1,8 +1,8 @@
 //! The `TABLES` map: unwind tables of modules and mapping tables of processes, each an array of
 //! its own behind one slot.
 
-use agent_ebpf::unwind::{BLOCK_WORDS, Block, Mapping, mappings};
 use agent_ebpf::MAX_TABLES;
+use agent_ebpf::unwind::{BLOCK_WORDS, Block, Mapping, mappings};
 use aya::maps::{Array, ArrayOfMaps, MapData, MapError};
 
 /// `BPF_F_INNER_MAP` (linux/bpf.h, 5.10): inner arrays may differ in length.
@@ -43,7 +43,11 @@ pub struct Tables {
 impl Tables {
     /// Takes the map over; slot 0 stays empty.
     pub fn new(map: ArrayOfMaps<MapData, Array<MapData, Block>>) -> Self {
-        Self { map, next: 1, bytes: vec![0] }
+        Self {
+            map,
+            next: 1,
+            bytes: vec![0],
+        }
     }
 
     /// Gives out a slot that never was another's in this run.
@@ -66,7 +70,8 @@ impl Tables {
     pub fn put(&mut self, slot: u16, blocks: &[Block]) -> Result<(), Error> {
         let bytes = size_of_val(blocks);
         let failed = |source| Error::Map { bytes, source };
-        let mut array = Array::<MapData, Block>::create(blocks.len() as u32, INNER_MAP).map_err(failed)?;
+        let mut array =
+            Array::<MapData, Block>::create(blocks.len() as u32, INNER_MAP).map_err(failed)?;
         for (index, block) in blocks.iter().enumerate() {
             array.set(index as u32, block, 0).map_err(failed)?;
         }
@@ -84,7 +89,7 @@ impl Tables {
 }
 
 /// The blocks of a process's mapping table; `sorted` by address, at most [`mappings::MAX`].
-pub fn mapping_blocks(sorted: &[Mapping]) -> Vec<Block> {
+pub(super) fn mapping_blocks(sorted: &[Mapping]) -> Vec<Block> {
     let entry_blocks = sorted.len().div_ceil(mappings::ENTRIES_PER_BLOCK).max(1);
     let mut blocks = vec![[u32::MAX; BLOCK_WORDS]; mappings::START_BLOCKS];
     blocks.resize(mappings::START_BLOCKS + entry_blocks, [0; BLOCK_WORDS]);
@@ -125,7 +130,13 @@ mod tests {
             start: 0x1_0000_0001,
             end: 2,
             bias: 3,
-            module: Module { base: 4, buckets: 5, rows: 6, extended: 7, table: 8 },
+            module: Module {
+                base: 4,
+                buckets: 5,
+                rows: 6,
+                extended: 7,
+                table: 8,
+            },
             ..Mapping::default()
         };
         // SAFETY: `Mapping` is repr(C), made of integers without padding, 64 bytes long.
@@ -135,8 +146,12 @@ mod tests {
 
     #[test]
     fn many_mappings_fill_several_blocks() {
-        let sorted: Vec<Mapping> =
-            (0..600).map(|i| Mapping { start: i * 4096, ..Mapping::default() }).collect();
+        let sorted: Vec<Mapping> = (0..600)
+            .map(|i| Mapping {
+                start: i * 4096,
+                ..Mapping::default()
+            })
+            .collect();
         let blocks = mapping_blocks(&sorted);
         assert_eq!(blocks.len(), mappings::START_BLOCKS + 10);
         assert_eq!(blocks[1][0], 512 * 4096);

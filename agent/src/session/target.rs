@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
 
 use agent_ebpf::unwind::{Mapping, Module as Layout, mappings};
 use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
@@ -11,6 +13,7 @@ use super::modules::{Built, Module, Modules};
 use super::sideband::Event;
 use super::tables::{self, Tables, mapping_blocks};
 use crate::process::{Map, Process};
+use crate::symbolize::debug_files::DebugRoots;
 
 /// One process in scope, or one that was.
 #[derive(Debug)]
@@ -29,6 +32,7 @@ pub struct Tracked {
     pub threads: HashMap<u32, String>,
     /// Whether it has ended.
     pub ended: bool,
+    roots: Arc<DebugRoots>,
     slot: u16,
     maps: Vec<(Map, Option<usize>)>,
 }
@@ -97,14 +101,21 @@ impl Targets {
 
     fn track(&mut self, pid: u32, tgid: u32, process: Option<Process>, slot: u16) -> usize {
         let stat = process.as_ref().and_then(|process| process.stat().ok());
+        let root = process.as_ref().map(Process::root);
+        // The target's own debug files first, then the host's or the agent's container's.
+        let roots = DebugRoots::open(root.as_deref().into_iter().chain([Path::new("/")]));
         self.list.push(Tracked {
             pid,
             tgid,
             comm: stat.map_or_else(|| "?".to_owned(), |stat| stat.comm),
-            exe: process.as_ref().and_then(Process::exe).map(|path| path.to_string_lossy().into_owned()),
+            exe: process
+                .as_ref()
+                .and_then(Process::exe)
+                .map(|path| path.to_string_lossy().into_owned()),
             process,
             threads: HashMap::new(),
             ended: false,
+            roots: Arc::new(roots),
             slot,
             maps: Vec::new(),
         });
@@ -123,14 +134,23 @@ impl Targets {
     }
 
     fn enter_scope(&mut self, index: usize) -> Result<(), Error> {
-        let Some(tracked) = self.list.get(index) else { return Ok(()) };
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(());
+        };
         let target = Target {
             table: u32::from(tracked.slot),
-            flags: if self.follow { TARGET_FOLLOW_CHILDREN } else { 0 },
+            flags: if self.follow {
+                TARGET_FOLLOW_CHILDREN
+            } else {
+                0
+            },
         };
         self.scope
             .insert(tracked.tgid, target.words(), 0)
-            .map_err(|source| Error::Scope { pid: tracked.pid, source })
+            .map_err(|source| Error::Scope {
+                pid: tracked.pid,
+                source,
+            })
     }
 
     /// Replaces what a process has mapped.
@@ -147,16 +167,23 @@ impl Targets {
     }
 
     fn module_of(&mut self, index: usize, map: &Map) -> Result<Option<usize>, Error> {
-        let Some(process) = self.list.get(index).and_then(|tracked| tracked.process.as_ref()) else {
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(None);
+        };
+        let Some(process) = &tracked.process else {
             return Ok(None);
         };
         let tables = &mut self.tables;
-        Ok(self.modules.of(process, map, || tables.reserve())?)
+        Ok(self
+            .modules
+            .of(process, &tracked.roots, map, || tables.reserve())?)
     }
 
     /// Hands a process's mapping table to the kernel.
     fn write_maps(&mut self, index: usize) -> Result<(), Error> {
-        let Some(tracked) = self.list.get(index) else { return Ok(()) };
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(());
+        };
         let mut entries: Vec<Mapping> = Vec::with_capacity(tracked.maps.len());
         for (map, module) in &tracked.maps {
             let (module, bias) = module
@@ -164,16 +191,27 @@ impl Targets {
                 .unwrap_or((Layout::default(), 0));
             match entries.last_mut() {
                 // JIT code comes in many pieces that lie side by side.
-                Some(last) if module.table == 0 && last.module.table == 0 && last.end == map.start => {
+                Some(last)
+                    if module.table == 0 && last.module.table == 0 && last.end == map.start =>
+                {
                     last.end = map.end;
                 }
-                _ => entries.push(Mapping { start: map.start, end: map.end, bias, module, ..Mapping::default() }),
+                _ => entries.push(Mapping {
+                    start: map.start,
+                    end: map.end,
+                    bias,
+                    module,
+                    ..Mapping::default()
+                }),
             }
         }
         if entries.len() > mappings::MAX {
             let dropped = entries.len() - mappings::MAX;
             entries.truncate(mappings::MAX);
-            *self.notes.entry("executable mappings beyond the table's limit".to_owned()).or_default() += dropped as u64;
+            *self
+                .notes
+                .entry("executable mappings beyond the table's limit".to_owned())
+                .or_default() += dropped as u64;
         }
         Ok(self.tables.put(tracked.slot, &mapping_blocks(&entries))?)
     }
@@ -200,8 +238,14 @@ impl Targets {
     /// The child shares its parent's mapping table, as a copy of its address space, until it maps
     /// or executes something itself.
     fn on_fork(&mut self, event: &ProcessRecord) -> Result<(), Error> {
-        let Some(&parent) = self.by_tgid.get(&event.parent) else { return Ok(()) };
-        if self.by_tgid.get(&event.tgid).is_some_and(|&index| !self.list[index].ended) {
+        let Some(&parent) = self.by_tgid.get(&event.parent) else {
+            return Ok(());
+        };
+        if self
+            .by_tgid
+            .get(&event.tgid)
+            .is_some_and(|&index| !self.list[index].ended)
+        {
             return Ok(());
         }
         let process = Process::open(event.visible).ok();
@@ -222,10 +266,16 @@ impl Targets {
     /// Points a live scope entry at the process's own table; one that ended is not put back.
     fn point_to_table(&mut self, index: usize) -> Result<(), Error> {
         const BPF_EXIST: u64 = 2;
-        let Some(tracked) = self.list.get(index) else { return Ok(()) };
+        let Some(tracked) = self.list.get(index) else {
+            return Ok(());
+        };
         let target = Target {
             table: u32::from(tracked.slot),
-            flags: if self.follow { TARGET_FOLLOW_CHILDREN } else { 0 },
+            flags: if self.follow {
+                TARGET_FOLLOW_CHILDREN
+            } else {
+                0
+            },
         };
         // Gone from the scope: it has ended meanwhile.
         let _ = self.scope.insert(tracked.tgid, target.words(), BPF_EXIST);
@@ -233,10 +283,16 @@ impl Targets {
     }
 
     fn on_exec(&mut self, tgid: u32) -> Result<(), Error> {
-        let Some(&index) = self.by_tgid.get(&tgid) else { return Ok(()) };
+        let Some(&index) = self.by_tgid.get(&tgid) else {
+            return Ok(());
+        };
         let tracked = &mut self.list[index];
-        let Some(process) = &tracked.process else { return Ok(()) };
-        tracked.exe = process.exe().map(|path| path.to_string_lossy().into_owned());
+        let Some(process) = &tracked.process else {
+            return Ok(());
+        };
+        tracked.exe = process
+            .exe()
+            .map(|path| path.to_string_lossy().into_owned());
         if let Ok(stat) = process.stat() {
             tracked.comm = stat.comm;
         }
@@ -268,7 +324,11 @@ impl Targets {
                 }
             }
             Event::Name { pid, tid, name } => self.on_name(pid, tid, name),
-            Event::Fork { pid, tid, parent_tid } => {
+            Event::Fork {
+                pid,
+                tid,
+                parent_tid,
+            } => {
                 if let Some(&index) = self.by_pid.get(&pid) {
                     let threads = &mut self.list[index].threads;
                     if let Some(name) = threads.get(&parent_tid).cloned() {
@@ -277,7 +337,10 @@ impl Targets {
                 }
             }
             Event::Lost(count) => {
-                *self.notes.entry("side-band events lost (mappings were read anew)".to_owned()).or_default() += count;
+                *self
+                    .notes
+                    .entry("side-band events lost (mappings were read anew)".to_owned())
+                    .or_default() += count;
                 self.read_all_again();
             }
         }
@@ -295,7 +358,11 @@ impl Targets {
 
     fn read_all_again(&mut self) {
         for index in 0..self.list.len() {
-            let Some(process) = self.list[index].process.as_ref().filter(|process| !process.has_ended()) else {
+            let Some(process) = self.list[index]
+                .process
+                .as_ref()
+                .filter(|process| !process.has_ended())
+            else {
                 continue;
             };
             if let Ok(maps) = process.maps() {
@@ -309,9 +376,15 @@ impl Targets {
     /// Adds a mapping; what it overlaps is gone, as in the process itself.
     fn add_map(&mut self, index: usize, map: Map) -> Result<(), Error> {
         let module = self.module_of(index, &map)?;
-        let Some(tracked) = self.list.get_mut(index) else { return Ok(()) };
-        tracked.maps.retain(|(old, _)| old.end <= map.start || old.start >= map.end);
-        let at = tracked.maps.partition_point(|(old, _)| old.start < map.start);
+        let Some(tracked) = self.list.get_mut(index) else {
+            return Ok(());
+        };
+        tracked
+            .maps
+            .retain(|(old, _)| old.end <= map.start || old.start >= map.end);
+        let at = tracked
+            .maps
+            .partition_point(|(old, _)| old.start < map.start);
         tracked.maps.insert(at, (map, module));
         self.write_maps(index)
     }
@@ -385,7 +458,9 @@ impl Targets {
     pub fn notes(&self) -> Notes {
         let mut notes = self.notes.clone();
         for (reason, count) in &self.modules.failed {
-            *notes.entry(format!("modules without an unwind table: {reason}")).or_default() += count;
+            *notes
+                .entry(format!("modules without an unwind table: {reason}"))
+                .or_default() += count;
         }
         notes
     }

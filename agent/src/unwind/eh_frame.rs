@@ -5,8 +5,9 @@
 use std::collections::HashMap;
 
 use gimli::{
-    BaseAddresses, CallFrameInstruction, CallFrameInstructionIter, CommonInformationEntry, EhFrame, EhFrameOffset,
-    EndianSlice, FrameDescriptionEntry, LittleEndian, Register, UnwindExpression, UnwindSection, X86_64,
+    BaseAddresses, CallFrameInstruction, CallFrameInstructionIter, CommonInformationEntry, EhFrame,
+    EhFrameOffset, EndianSlice, FrameDescriptionEntry, LittleEndian, Register, UnwindExpression,
+    UnwindSection, X86_64,
 };
 
 use super::layout::Layout;
@@ -69,7 +70,11 @@ impl<'a> Section<'a> {
                     Some(fde) => {
                         report.fdes += 1;
                         let start = fde.initial_address();
-                        found(Fde { start, end: start.saturating_add(fde.len()), offset: offset as u32 });
+                        found(Fde {
+                            start,
+                            end: start.saturating_add(fde.len()),
+                            offset: offset as u32,
+                        });
                     }
                     None => report.bad_fdes += 1,
                 }
@@ -92,21 +97,39 @@ impl<'a> Section<'a> {
     }
 
     fn parse(&mut self, offset: usize) -> Option<FrameDescriptionEntry<Reader<'a>>> {
-        let Self { frames, bases, cies, bytes, budget } = self;
-        let fde = frames.fde_from_offset(bases, EhFrameOffset(offset), |section, bases, at: EhFrameOffset| {
-            if let Some(cie) = cies.get(&at.0) {
-                return Ok(cie.entry.clone());
-            }
-            let length = bytes.get(at.0..).map_or(0, |rest| word(rest, 0)) as usize;
-            *budget = budget.checked_sub(length).ok_or(gimli::Error::TooManyIterations)?;
-            let entry = section.cie_from_offset(bases, at)?;
-            let rules = initial_rules(&entry, section, bases);
-            if cies.len() >= MAX_CIES {
-                cies.clear();
-            }
-            cies.insert(at.0, Cie { entry: entry.clone(), rules });
-            Ok(entry)
-        });
+        let Self {
+            frames,
+            bases,
+            cies,
+            bytes,
+            budget,
+        } = self;
+        let fde = frames.fde_from_offset(
+            bases,
+            EhFrameOffset(offset),
+            |section, bases, at: EhFrameOffset| {
+                if let Some(cie) = cies.get(&at.0) {
+                    return Ok(cie.entry.clone());
+                }
+                let length = bytes.get(at.0..).map_or(0, |rest| word(rest, 0)) as usize;
+                *budget = budget
+                    .checked_sub(length)
+                    .ok_or(gimli::Error::TooManyIterations)?;
+                let entry = section.cie_from_offset(bases, at)?;
+                let rules = initial_rules(&entry, section, bases);
+                if cies.len() >= MAX_CIES {
+                    cies.clear();
+                }
+                cies.insert(
+                    at.0,
+                    Cie {
+                        entry: entry.clone(),
+                        rules,
+                    },
+                );
+                Ok(entry)
+            },
+        );
         fde.ok()
     }
 
@@ -119,7 +142,11 @@ impl<'a> Section<'a> {
         report: &mut Report,
     ) -> Result<(), Error> {
         let entry = self.parse(fde.offset as usize);
-        let initial = entry.as_ref().and_then(|entry| self.cies.get(&entry.cie().offset()).and_then(|cie| cie.rules));
+        let initial = entry.as_ref().and_then(|entry| {
+            self.cies
+                .get(&entry.cie().offset())
+                .and_then(|cie| cie.rules)
+        });
         let (Some(entry), Some(initial)) = (entry, initial) else {
             report.bad_fdes += 1;
             return layout.push(relative(fde.start, base), UNSUPPORTED);
@@ -184,7 +211,11 @@ struct Machine<'s, 'a> {
 }
 
 impl<'s, 'a> Machine<'s, 'a> {
-    fn new(initial: Rules, cie: &CommonInformationEntry<Reader<'a>>, section: &'s EhFrame<Reader<'a>>) -> Self {
+    fn new(
+        initial: Rules,
+        cie: &CommonInformationEntry<Reader<'a>>,
+        section: &'s EhFrame<Reader<'a>>,
+    ) -> Self {
         Self {
             rules: initial,
             initial,
@@ -197,13 +228,19 @@ impl<'s, 'a> Machine<'s, 'a> {
     }
 
     /// Runs up to the next advance of the location.
-    fn until_advance(&mut self, instructions: &mut CallFrameInstructionIter<Reader<'a>>, address: u64) -> Advance {
+    fn until_advance(
+        &mut self,
+        instructions: &mut CallFrameInstructionIter<Reader<'a>>,
+        address: u64,
+    ) -> Advance {
         loop {
             let next = match instructions.next() {
-                Ok(Some(CallFrameInstruction::AdvanceLoc { delta })) => {
-                    u64::from(delta).checked_mul(self.code_factor).and_then(|delta| address.checked_add(delta))
+                Ok(Some(CallFrameInstruction::AdvanceLoc { delta })) => u64::from(delta)
+                    .checked_mul(self.code_factor)
+                    .and_then(|delta| address.checked_add(delta)),
+                Ok(Some(CallFrameInstruction::SetLoc { address: next })) => {
+                    Some(next).filter(|&next| next >= address)
                 }
-                Ok(Some(CallFrameInstruction::SetLoc { address: next })) => Some(next).filter(|&next| next >= address),
                 Ok(Some(instruction)) => match self.execute(instruction) {
                     Some(()) => continue,
                     None => None,
@@ -224,10 +261,19 @@ impl<'s, 'a> Machine<'s, 'a> {
         let factored = |offset: i64| offset.checked_mul(self.data_factor);
         match instruction {
             I::DefCfa { register, offset } => {
-                self.rules.cfa = Cfa::Register { register: register.0, offset: offset.try_into().ok()? };
+                self.rules.cfa = Cfa::Register {
+                    register: register.0,
+                    offset: offset.try_into().ok()?,
+                };
             }
-            I::DefCfaSf { register, factored_offset } => {
-                self.rules.cfa = Cfa::Register { register: register.0, offset: factored(factored_offset)? };
+            I::DefCfaSf {
+                register,
+                factored_offset,
+            } => {
+                self.rules.cfa = Cfa::Register {
+                    register: register.0,
+                    offset: factored(factored_offset)?,
+                };
             }
             I::DefCfaRegister { register } => match &mut self.rules.cfa {
                 Cfa::Register { register: old, .. } => *old = register.0,
@@ -235,26 +281,47 @@ impl<'s, 'a> Machine<'s, 'a> {
             },
             I::DefCfaOffset { offset } => self.cfa_offset(offset.try_into().ok()?)?,
             I::DefCfaOffsetSf { factored_offset } => self.cfa_offset(factored(factored_offset)?)?,
-            I::DefCfaExpression { expression } => self.rules.cfa = cfa_expression(expression.get(self.section).ok()?),
+            I::DefCfaExpression { expression } => {
+                self.rules.cfa = cfa_expression(expression.get(self.section).ok()?)
+            }
             I::Undefined { register } => self.set(register, Saved::Undefined),
             I::SameValue { register } => self.set(register, Saved::Same),
-            I::Offset { register, factored_offset } => {
-                self.set(register, Saved::AtCfa(factored(factored_offset.try_into().ok()?)?));
+            I::Offset {
+                register,
+                factored_offset,
+            } => {
+                self.set(
+                    register,
+                    Saved::AtCfa(factored(factored_offset.try_into().ok()?)?),
+                );
             }
-            I::OffsetExtendedSf { register, factored_offset } => {
+            I::OffsetExtendedSf {
+                register,
+                factored_offset,
+            } => {
                 self.set(register, Saved::AtCfa(factored(factored_offset)?));
             }
-            I::Expression { register, expression } => self.set_expression(register, &expression)?,
+            I::Expression {
+                register,
+                expression,
+            } => self.set_expression(register, &expression)?,
             I::ValOffset { register, .. }
             | I::ValOffsetSf { register, .. }
-            | I::Register { dest_register: register, .. }
+            | I::Register {
+                dest_register: register,
+                ..
+            }
             | I::ValExpression { register, .. } => self.set(register, Saved::Unsupported),
             I::Restore { register } => match register {
                 X86_64::RBP => self.rules.rbp = self.initial.rbp,
-                _ if register == self.return_address => self.rules.return_address = self.initial.return_address,
+                _ if register == self.return_address => {
+                    self.rules.return_address = self.initial.return_address
+                }
                 _ => {}
             },
-            I::RememberState if self.remembered.len() < MAX_REMEMBERED => self.remembered.push(self.rules),
+            I::RememberState if self.remembered.len() < MAX_REMEMBERED => {
+                self.remembered.push(self.rules)
+            }
             I::RestoreState => self.rules = self.remembered.pop()?,
             I::ArgsSize { .. } | I::Nop => {}
             _ => return None,
@@ -280,9 +347,16 @@ impl<'s, 'a> Machine<'s, 'a> {
         }
     }
 
-    fn set_expression(&mut self, register: Register, expression: &UnwindExpression<usize>) -> Option<()> {
+    fn set_expression(
+        &mut self,
+        register: Register,
+        expression: &UnwindExpression<usize>,
+    ) -> Option<()> {
         if register == X86_64::RBP || register == self.return_address {
-            self.set(register, saved_expression(expression.get(self.section).ok()?));
+            self.set(
+                register,
+                saved_expression(expression.get(self.section).ok()?),
+            );
         }
         Some(())
     }

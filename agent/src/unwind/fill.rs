@@ -14,8 +14,10 @@ const MAX_SEARCH: u64 = 64 << 20;
 /// Bytes read at once in that search.
 const CHUNK: u64 = 1 << 18;
 /// `mov $15, %rax; syscall`: `rt_sigreturn`, as musl and Go write it.
-const SIGRETURN: [&[u8]; 2] =
-    [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
+const SIGRETURN: [&[u8]; 2] = [
+    &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05],
+    &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05],
+];
 
 /// Adds pieces for the gaps; where two begin at the same address the later one holds.
 pub(super) fn fill<F: ReadAt + ?Sized>(
@@ -32,17 +34,29 @@ pub(super) fn fill<F: ReadAt + ?Sized>(
     };
     for name in [".plt.sec", ".plt.got"] {
         if let Some(section) = headers.section(name) {
-            add(section.vaddr, section.vaddr.saturating_add(section.size), words(1));
+            add(
+                section.vaddr,
+                section.vaddr.saturating_add(section.size),
+                words(1),
+            );
         }
     }
     plt(file, headers, &mut add);
     for address in trampolines(file, headers, code, gaps) {
         // A handler returns to its first byte: looked up as the byte before, inside a call.
         let start = address.saturating_sub(1);
-        add(start, address + SIGRETURN[0].len() as u64, row(0, kind::SIGNAL, 0, 0));
+        add(
+            start,
+            address + SIGRETURN[0].len() as u64,
+            row(0, kind::SIGNAL, 0, 0),
+        );
     }
     if headers.entry != 0 {
-        add(headers.entry, headers.entry.saturating_add(ENTRY_BYTES), row(0, kind::ROOT, 0, 0));
+        add(
+            headers.entry,
+            headers.entry.saturating_add(ENTRY_BYTES),
+            row(0, kind::ROOT, 0, 0),
+        );
     }
 }
 
@@ -54,8 +68,17 @@ fn words(words: u32) -> u32 {
 /// The lazy-binding PLT (psABI AMD64, figure 5.3): entry 0 pushes one word more on top of the
 /// relocation index that the other entries push in their middle.
 fn plt<F: ReadAt + ?Sized>(file: &F, headers: &Headers, add: &mut impl FnMut(u64, u64, u32)) {
-    let Some(section) = headers.section(".plt") else { return };
-    let Ok(bytes) = elf::read_range(file, section.offset, section.size.min(2 * PLT_ENTRY), ".plt") else { return };
+    let Some(section) = headers.section(".plt") else {
+        return;
+    };
+    let Ok(bytes) = elf::read_range(
+        file,
+        section.offset,
+        section.size.min(2 * PLT_ENTRY),
+        ".plt",
+    ) else {
+        return;
+    };
     let end = section.vaddr.saturating_add(section.size);
     let mut start = section.vaddr;
     let mut entry = bytes.as_slice();
@@ -78,7 +101,12 @@ fn plt<F: ReadAt + ?Sized>(file: &F, headers: &Headers, add: &mut impl FnMut(u64
 }
 
 /// The virtual addresses of signal trampolines in the gaps.
-fn trampolines<F: ReadAt + ?Sized>(file: &F, headers: &Headers, code: &Code, gaps: &[(u32, u32)]) -> Vec<u64> {
+fn trampolines<F: ReadAt + ?Sized>(
+    file: &F,
+    headers: &Headers,
+    code: &Code,
+    gaps: &[(u32, u32)],
+) -> Vec<u64> {
     let mut found = Vec::new();
     let mut budget = MAX_SEARCH;
     let overlap = SIGRETURN[0].len() as u64 - 1;
@@ -86,9 +114,14 @@ fn trampolines<F: ReadAt + ?Sized>(file: &F, headers: &Headers, code: &Code, gap
         let (mut at, end) = (code.origin + u64::from(start), code.origin + u64::from(end));
         while at < end && budget > 0 {
             let want = CHUNK.min(end - at);
-            let Ok(bytes) = headers.read_vaddr(file, at, want) else { break };
+            let Ok(bytes) = headers.read_vaddr(file, at, want) else {
+                break;
+            };
             for pattern in SIGRETURN {
-                let hits = bytes.windows(pattern.len()).enumerate().filter(|(_, window)| *window == pattern);
+                let hits = bytes
+                    .windows(pattern.len())
+                    .enumerate()
+                    .filter(|(_, window)| *window == pattern);
                 found.extend(hits.map(|(i, _)| at + i as u64));
             }
             budget = budget.saturating_sub(want);

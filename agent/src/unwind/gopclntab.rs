@@ -46,12 +46,29 @@ pub(super) struct Table {
 impl Table {
     /// Reads the table of a Go program; `None` if it is none, or of an unknown version.
     pub(super) fn read<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<Self> {
-        let section = SECTIONS.iter().find_map(|name| headers.section(name))?;
-        let bytes = elf::read_range(file, section.offset, section.size, ".gopclntab").ok()?;
+        let (bytes, vaddr) = locate(file, headers)?;
         let format = match word(&bytes, 0) {
-            0xffff_fffa => Format { offsets: 24, field: 8, name: 8, pcsp: 20, flag: 41 },
-            0xffff_fff0 => Format { offsets: 32, field: 4, name: 4, pcsp: 16, flag: 37 },
-            0xffff_fff1 => Format { offsets: 32, field: 4, name: 4, pcsp: 16, flag: 41 },
+            0xffff_fffa => Format {
+                offsets: 24,
+                field: 8,
+                name: 8,
+                pcsp: 20,
+                flag: 41,
+            },
+            0xffff_fff0 => Format {
+                offsets: 32,
+                field: 4,
+                name: 4,
+                pcsp: 16,
+                flag: 37,
+            },
+            0xffff_fff1 => Format {
+                offsets: 32,
+                field: 4,
+                name: 4,
+                pcsp: 16,
+                flag: 41,
+            },
             _ => return None,
         };
         // Instructions of one byte, pointers of eight.
@@ -59,24 +76,41 @@ impl Table {
             return None;
         }
         let text = match (format.field, xword(&bytes, 24)) {
-            (4, 0) => relocated(file, headers, section.vaddr + 24)?,
+            (4, 0) => relocated(file, headers, vaddr.saturating_add(24))?,
             (4, text) => text,
             _ => 0,
         };
         let at = |i: usize| usize::try_from(xword(&bytes, format.offsets + 8 * i)).ok();
-        let (functions, names, pctab, functab) = (usize::try_from(xword(&bytes, 8)).ok()?, at(0)?, at(3)?, at(4)?);
+        let (functions, names, pctab, functab) = (
+            usize::try_from(xword(&bytes, 8)).ok()?,
+            at(0)?,
+            at(3)?,
+            at(4)?,
+        );
         let entries = bytes.get(functab..)?.len() / (2 * format.field);
-        Some(Self { text, functions: functions.min(entries), names, pctab, functab, format, bytes })
+        Some(Self {
+            text,
+            functions: functions.min(entries),
+            names,
+            pctab,
+            functab,
+            format,
+            bytes,
+        })
     }
 
     /// Adds a piece for each function in a gap.
     pub(super) fn fill(&self, code: &Code, gaps: &[(u32, u32)], pieces: &mut Vec<Piece>) {
         for i in 0..self.functions {
             let (start, end) = (self.entry(2 * i), self.entry(2 * i + 2));
-            let Some(source) = self.source(i) else { continue };
+            let Some(source) = self.source(i) else {
+                continue;
+            };
             let signal = matches!(source, Source::Row(SIGNAL));
             // A handler returns to the trampoline's first byte: looked up as the byte before.
-            let Some(piece) = code.piece(start.saturating_sub(signal.into()), end, source) else { continue };
+            let Some(piece) = code.piece(start.saturating_sub(signal.into()), end, source) else {
+                continue;
+            };
             // The depths count from the function's start.
             pieces.extend(uncovered(gaps, piece).filter(|part| part.start == piece.start));
         }
@@ -89,14 +123,22 @@ impl Table {
 
     fn field(&self, i: usize) -> u64 {
         let at = self.functab.saturating_add(i * self.format.field);
-        if self.format.field == 8 { xword(&self.bytes, at) } else { word(&self.bytes, at).into() }
+        if self.format.field == 8 {
+            xword(&self.bytes, at)
+        } else {
+            word(&self.bytes, at).into()
+        }
     }
 
     fn source(&self, i: usize) -> Option<Source> {
-        let function = self.functab.checked_add(usize::try_from(self.field(2 * i + 1)).ok()?)?;
+        let function = self
+            .functab
+            .checked_add(usize::try_from(self.field(2 * i + 1)).ok()?)?;
         let function = self.bytes.get(function..)?;
         let flag = *function.get(self.format.flag)?;
-        let name = self.names.checked_add(word(function, self.format.name) as usize)?;
+        let name = self
+            .names
+            .checked_add(word(function, self.format.name) as usize)?;
         let name = self.bytes.get(name..)?;
         Some(match special(name.get(..name.len().min(64))?, flag) {
             Some(row) => Source::Row(row),
@@ -105,11 +147,23 @@ impl Table {
     }
 
     /// Adds the rows of the function in `range`, whose depths are at `pcsp`.
-    pub(super) fn rows(&self, range: Range<u64>, pcsp: u32, base: u64, layout: &mut Layout) -> Result<(), Error> {
-        let mut bytes = self.pctab.checked_add(pcsp as usize).and_then(|at| self.bytes.get(at..)).unwrap_or_default();
+    pub(super) fn rows(
+        &self,
+        range: Range<u64>,
+        pcsp: u32,
+        base: u64,
+        layout: &mut Layout,
+    ) -> Result<(), Error> {
+        let mut bytes = self
+            .pctab
+            .checked_add(pcsp as usize)
+            .and_then(|at| self.bytes.get(at..))
+            .unwrap_or_default();
         let (mut pc, mut depth) = (range.start, -1i64);
         while pc < range.end {
-            let (Some(change), Some(length)) = (varint(&mut bytes), varint(&mut bytes)) else { break };
+            let (Some(change), Some(length)) = (varint(&mut bytes), varint(&mut bytes)) else {
+                break;
+            };
             if change == 0 && pc != range.start {
                 break;
             }
@@ -119,6 +173,23 @@ impl Table {
         }
         Ok(())
     }
+}
+
+/// The bytes of the table and their virtual address.
+fn locate<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<(Vec<u8>, u64)> {
+    if let Some(section) = SECTIONS.iter().find_map(|name| headers.section(name)) {
+        let bytes = elf::read_range(file, section.offset, section.size, ".gopclntab").ok()?;
+        return Some((bytes, section.vaddr));
+    }
+    // The system linker puts that of a position-independent program among other constants.
+    headers.section(".go.buildinfo")?;
+    let section = headers.section(".data.rel.ro")?;
+    let mut bytes = elf::read_range(file, section.offset, section.size, ".data.rel.ro").ok()?;
+    const BEHIND_VERSION: [u8; 7] = [0xff, 0xff, 0xff, 0, 0, 1, 8];
+    let at = 8 * bytes
+        .chunks_exact(8)
+        .position(|start| start.ends_with(&BEHIND_VERSION))?;
+    Some((bytes.split_off(at), section.vaddr.saturating_add(at as u64)))
 }
 
 const SIGNAL: u32 = row(0, kind::SIGNAL, 0, 0);
@@ -132,7 +203,9 @@ fn special(name: &[u8], flag: u8) -> Option<u32> {
         // It returns to the trampoline.
         b"sigtramp" | b"cgoSigtramp" => None,
         // The goroutine does not wait for what runs on the scheduler's stack: this is its root.
-        b"mcall" | b"morestack" | b"goexit" | b"mstart" | b"rt0_go" => Some(row(0, kind::ROOT, 0, 0)),
+        b"mcall" | b"morestack" | b"goexit" | b"mstart" | b"rt0_go" => {
+            Some(row(0, kind::ROOT, 0, 0))
+        }
         _ if flag & TOP_FRAME != 0 => Some(row(0, kind::ROOT, 0, 0)),
         // `systemstack` and its like change to another stack and keep rbp.
         _ if flag & SP_WRITE != 0 => Some(row(0, kind::NONE, 0, SWITCHED)),
@@ -170,6 +243,8 @@ fn relocated<F: ReadAt + ?Sized>(file: &F, headers: &Headers, address: u64) -> O
     const RELATIVE: u64 = 8;
     let section = headers.section(".rela.dyn")?;
     let bytes = elf::read_range(file, section.offset, section.size, ".rela.dyn").ok()?;
-    let found = bytes.chunks_exact(24).find(|rela| xword(rela, 0) == address && xword(rela, 8) == RELATIVE)?;
+    let found = bytes
+        .chunks_exact(24)
+        .find(|rela| xword(rela, 0) == address && xword(rela, 8) == RELATIVE)?;
     Some(xword(found, 16))
 }

@@ -1,6 +1,8 @@
 //! Writes rows, in the order of their addresses, into the blocks of a table.
 
-use agent_ebpf::unwind::{BLOCK_WORDS, BUCKET_BITS, BUCKET_ROWS, Block, EXTENDED_WORDS, Extended, Module, kind, row};
+use agent_ebpf::unwind::{
+    BLOCK_WORDS, BUCKET_BITS, BUCKET_ROWS, Block, EXTENDED_WORDS, Extended, Module, kind, row,
+};
 use std::collections::HashMap;
 
 use super::{Error, MAX_ROWS};
@@ -119,7 +121,11 @@ impl Layout {
         }
         let entry = (self.written as u32) << 8 | self.pending.len() as u32;
         let at = self.bucket as usize;
-        if let Some(slot) = self.blocks.get_mut(at / BLOCK_WORDS).and_then(|block| block.get_mut(at % BLOCK_WORDS)) {
+        if let Some(slot) = self
+            .blocks
+            .get_mut(at / BLOCK_WORDS)
+            .and_then(|block| block.get_mut(at % BLOCK_WORDS))
+        {
             *slot = entry;
         }
         let pending = std::mem::take(&mut self.pending);
@@ -138,7 +144,11 @@ impl Layout {
         if self.written % BLOCK_WORDS == 0 {
             self.blocks.push([0; BLOCK_WORDS]);
         }
-        if let Some(slot) = self.blocks.last_mut().and_then(|block| block.get_mut(self.written % BLOCK_WORDS)) {
+        if let Some(slot) = self
+            .blocks
+            .last_mut()
+            .and_then(|block| block.get_mut(self.written % BLOCK_WORDS))
+        {
             *slot = row;
         }
         self.written += 1;
@@ -171,7 +181,12 @@ impl Layout {
 /// The words of a rule as they lie in memory.
 fn extended_words(rule: &Extended) -> [u32; EXTENDED_WORDS] {
     [
-        u32::from_le_bytes([rule.cfa_kind, rule.cfa_register, rule.rbp_kind, rule.reserved]),
+        u32::from_le_bytes([
+            rule.cfa_kind,
+            rule.cfa_register,
+            rule.rbp_kind,
+            rule.reserved,
+        ]),
         rule.cfa_offset as u32,
         rule.cfa_offset2 as u32,
         rule.rbp_offset as u32,

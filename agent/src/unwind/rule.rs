@@ -13,7 +13,11 @@ pub(super) enum Cfa {
     /// register + offset.
     Register { register: u16, offset: i64 },
     /// *(register + offset) + offset2.
-    Deref { register: u16, offset: i64, offset2: i64 },
+    Deref {
+        register: u16,
+        offset: i64,
+        offset2: i64,
+    },
     /// rsp + offset + (8 if (pc & 15) >= threshold).
     Plt { offset: i64, threshold: u64 },
     /// An expression of another form.
@@ -45,7 +49,11 @@ pub(super) struct Rules {
 
 impl Rules {
     /// The rules before any instruction.
-    pub(super) const INITIAL: Self = Self { cfa: Cfa::Unsupported, rbp: Saved::Same, return_address: Saved::Same };
+    pub(super) const INITIAL: Self = Self {
+        cfa: Cfa::Unsupported,
+        rbp: Saved::Same,
+        return_address: Saved::Same,
+    };
 
     /// The row for these rules, without its address byte; `signal` says that the code is a
     /// signal trampoline.
@@ -60,17 +68,28 @@ impl Rules {
             Saved::AtCfa(-8) => {}
             _ => return UNSUPPORTED,
         }
-        self.small().or_else(|| layout.extend(self.extended()?)).unwrap_or(UNSUPPORTED)
+        self.small()
+            .or_else(|| layout.extend(self.extended()?))
+            .unwrap_or(UNSUPPORTED)
     }
 
     /// The row that says all by itself, if it can.
     fn small(&self) -> Option<u32> {
         let (kind, offset) = match self.cfa {
-            Cfa::Register { register, offset } if usize::from(register) == register::RSP => (kind::RSP, offset),
-            Cfa::Register { register, offset } if usize::from(register) == register::RBP => (kind::RBP, offset),
+            Cfa::Register { register, offset } if usize::from(register) == register::RSP => {
+                (kind::RSP, offset)
+            }
+            Cfa::Register { register, offset } if usize::from(register) == register::RBP => {
+                (kind::RBP, offset)
+            }
             // The rbp field holds the threshold: a PLT entry does not touch rbp.
             Cfa::Plt { offset, threshold } if self.rbp == Saved::Same => {
-                return Some(row(0, kind::PLT, u32::try_from(threshold).ok().filter(|&t| t < 32)?, words(offset)?));
+                return Some(row(
+                    0,
+                    kind::PLT,
+                    u32::try_from(threshold).ok().filter(|&t| t < 32)?,
+                    words(offset)?,
+                ));
             }
             _ => return None,
         };
@@ -85,7 +104,11 @@ impl Rules {
     fn extended(&self) -> Option<Extended> {
         let (cfa_kind, register, offset, offset2) = match self.cfa {
             Cfa::Register { register, offset } => (cfa::REGISTER, register, offset, 0),
-            Cfa::Deref { register, offset, offset2 } => (cfa::DEREF, register, offset, offset2),
+            Cfa::Deref {
+                register,
+                offset,
+                offset2,
+            } => (cfa::DEREF, register, offset, offset2),
             Cfa::Plt { .. } | Cfa::Unsupported => return None,
         };
         let (rbp_kind, rbp_offset) = match self.rbp {
@@ -100,7 +123,9 @@ impl Rules {
         };
         Some(Extended {
             cfa_kind,
-            cfa_register: u8::try_from(register).ok().filter(|&r| usize::from(r) < register::COUNT)?,
+            cfa_register: u8::try_from(register)
+                .ok()
+                .filter(|&r| usize::from(r) < register::COUNT)?,
             rbp_kind,
             reserved: 0,
             cfa_offset: offset.try_into().ok()?,
@@ -115,7 +140,10 @@ pub(super) const UNSUPPORTED: u32 = row(0, kind::UNSUPPORTED, 0, 0);
 
 /// A byte offset as a row's number of words.
 fn words(offset: i64) -> Option<u32> {
-    (offset & 7 == 0).then_some(offset >> 3).and_then(|words| u16::try_from(words).ok()).map(u32::from)
+    (offset & 7 == 0)
+        .then_some(offset >> 3)
+        .and_then(|words| u16::try_from(words).ok())
+        .map(u32::from)
 }
 
 /// Most operations of a CFA expression that are looked at.
@@ -129,19 +157,57 @@ pub(super) fn cfa_expression(expression: Expression<Reader>) -> Cfa {
     };
     use Operation::{And, Deref, Ge, Plus, PlusConstant, RegisterOffset, Shl, UnsignedConstant};
     match *operations {
-        [RegisterOffset { register, offset, .. }] => Cfa::Register { register: register.0, offset },
-        [RegisterOffset { register, offset, .. }, Deref { space: false, size: 8, .. }] => {
-            Cfa::Deref { register: register.0, offset, offset2: 0 }
-        }
-        [RegisterOffset { register, offset, .. }, Deref { space: false, size: 8, .. }, PlusConstant { value }] => {
-            match i64::try_from(value) {
-                Ok(offset2) => Cfa::Deref { register: register.0, offset, offset2 },
-                Err(_) => Cfa::Unsupported,
-            }
-        }
         [
-            RegisterOffset { register: gimli::X86_64::RSP, offset, .. },
-            RegisterOffset { register: gimli::X86_64::RA, offset: 0, .. },
+            RegisterOffset {
+                register, offset, ..
+            },
+        ] => Cfa::Register {
+            register: register.0,
+            offset,
+        },
+        [
+            RegisterOffset {
+                register, offset, ..
+            },
+            Deref {
+                space: false,
+                size: 8,
+                ..
+            },
+        ] => Cfa::Deref {
+            register: register.0,
+            offset,
+            offset2: 0,
+        },
+        [
+            RegisterOffset {
+                register, offset, ..
+            },
+            Deref {
+                space: false,
+                size: 8,
+                ..
+            },
+            PlusConstant { value },
+        ] => match i64::try_from(value) {
+            Ok(offset2) => Cfa::Deref {
+                register: register.0,
+                offset,
+                offset2,
+            },
+            Err(_) => Cfa::Unsupported,
+        },
+        [
+            RegisterOffset {
+                register: gimli::X86_64::RSP,
+                offset,
+                ..
+            },
+            RegisterOffset {
+                register: gimli::X86_64::RA,
+                offset: 0,
+                ..
+            },
             UnsignedConstant { value: 15 },
             And,
             UnsignedConstant { value: threshold },
@@ -158,9 +224,16 @@ pub(super) fn cfa_expression(expression: Expression<Reader>) -> Cfa {
 pub(super) fn saved_expression(expression: Expression<Reader>) -> Saved {
     let mut operations = [const { Operation::Nop }; MAX_OPERATIONS];
     match parse(expression, &mut operations) {
-        Some([Operation::RegisterOffset { register, offset, .. }]) => {
-            Saved::AtRegister { register: register.0, offset: *offset }
-        }
+        Some(
+            [
+                Operation::RegisterOffset {
+                    register, offset, ..
+                },
+            ],
+        ) => Saved::AtRegister {
+            register: register.0,
+            offset: *offset,
+        },
         _ => Saved::Unsupported,
     }
 }
@@ -170,7 +243,11 @@ fn parse<'o, 'a>(
     expression: Expression<Reader<'a>>,
     operations: &'o mut [Operation<Reader<'a>>; MAX_OPERATIONS],
 ) -> Option<&'o [Operation<Reader<'a>>]> {
-    let encoding = gimli::Encoding { address_size: 8, format: gimli::Format::Dwarf32, version: 4 };
+    let encoding = gimli::Encoding {
+        address_size: 8,
+        format: gimli::Format::Dwarf32,
+        version: 4,
+    };
     let mut iter = expression.operations(encoding);
     let mut count = 0;
     while let Some(operation) = iter.next().ok()? {

@@ -15,7 +15,13 @@ fn speed() {
         match table {
             Ok(table) => {
                 let mb = table.report.eh_frame_bytes as f64 / 1e6;
-                println!("{path}: {elapsed:?} {:.0} MB/s {} blocks {:?} {:?}", mb / elapsed.as_secs_f64(), table.blocks.len(), table.report, table.module);
+                println!(
+                    "{path}: {elapsed:?} {:.0} MB/s {} blocks {:?} {:?}",
+                    mb / elapsed.as_secs_f64(),
+                    table.blocks.len(),
+                    table.report,
+                    table.module
+                );
             }
             Err(error) => println!("{path}: {error}"),
         }

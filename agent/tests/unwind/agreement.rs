@@ -55,11 +55,17 @@ impl Outcome {
     fn check_agreement(&self, least_frames: u64) {
         println!("{self:?}");
         assert!(self.frames >= least_frames, "too few frames: {self:?}");
-        assert!(self.agreed as f64 >= 0.999 * self.frames as f64, "disagreements: {self:?}");
+        assert!(
+            self.agreed as f64 >= 0.999 * self.frames as f64,
+            "disagreements: {self:?}"
+        );
     }
 
     fn check_complete(&self, share: f64) {
-        assert!(self.complete as f64 >= share * self.stacks as f64, "incomplete: {self:?}");
+        assert!(
+            self.complete as f64 >= share * self.stacks as f64,
+            "incomplete: {self:?}"
+        );
     }
 }
 
@@ -94,12 +100,16 @@ impl Memory for Leaf<'_> {
 
 impl Unwinders {
     fn new(process: &Process) -> Self {
-        let mut unwinders =
-            Self { loaded: Vec::new(), framehop: (UnwinderX86_64::new(), CacheX86_64::new()) };
+        let mut unwinders = Self {
+            loaded: Vec::new(),
+            framehop: (UnwinderX86_64::new(), CacheX86_64::new()),
+        };
         let pages = process.memory();
         for mapping in process.mappings() {
             if mapping.path == "[vdso]" {
-                let image = pages.read(mapping.start, (mapping.end - mapping.start) as usize).unwrap();
+                let image = pages
+                    .read(mapping.start, (mapping.end - mapping.start) as usize)
+                    .unwrap();
                 unwinders.add(&mapping, image.as_slice());
             } else {
                 unwinders.add(&mapping, &File::open(&mapping.path).expect(&mapping.path));
@@ -110,9 +120,20 @@ impl Unwinders {
 
     fn add<F: elf::ReadAt + ?Sized>(&mut self, mapping: &Mapping, file: &F) {
         let headers = Headers::read(file).expect(&mapping.path);
-        let bias = elf::bias(mapping.start, mapping.offset, &headers.segments).expect(&mapping.path);
-        let lowest = headers.segments.iter().map(|segment| segment.vaddr & !4095).min().unwrap();
-        assert_eq!(bias, mapping.lowest.wrapping_sub(lowest), "{mapping:?} {:?}", headers.segments);
+        let bias =
+            elf::bias(mapping.start, mapping.offset, &headers.segments).expect(&mapping.path);
+        let lowest = headers
+            .segments
+            .iter()
+            .map(|segment| segment.vaddr & !4095)
+            .min()
+            .unwrap();
+        assert_eq!(
+            bias,
+            mapping.lowest.wrapping_sub(lowest),
+            "{mapping:?} {:?}",
+            headers.segments
+        );
         let table = match agent::unwind::build(file) {
             Ok(table) => table,
             Err(error) => panic!("{}: {error}", mapping.path),
@@ -129,28 +150,51 @@ impl Unwinders {
                 ..Default::default()
             };
             let range = mapping.start..mapping.end;
-            self.framehop.0.add_module(Module::new(mapping.path.clone(), range, mapping.lowest, info));
+            self.framehop.0.add_module(Module::new(
+                mapping.path.clone(),
+                range,
+                mapping.lowest,
+                info,
+            ));
         }
-        self.loaded.push(Loaded { start: mapping.start, end: mapping.end, bias, table, covered });
+        self.loaded.push(Loaded {
+            start: mapping.start,
+            end: mapping.end,
+            bias,
+            table,
+            covered,
+        });
     }
 
     /// Follows one stack with our rows; at each frame framehop starts from the same registers.
     fn compare(&mut self, process: &Process, outcome: &mut Outcome) {
         let regs = process.registers();
         let general = [
-            regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp, regs.r8, regs.r9,
-            regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+            regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp,
+            regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
         ];
         let pages = process.memory();
-        let mut at = Registers { pc: regs.rip, sp: regs.rsp, bp: regs.rbp };
-        let mut memory = Leaf { pages: &pages, general: Some(general), table: None };
+        let mut at = Registers {
+            pc: regs.rip,
+            sp: regs.rsp,
+            bp: regs.rbp,
+        };
+        let mut memory = Leaf {
+            pages: &pages,
+            general: Some(general),
+            table: None,
+        };
         let mut leaf = true;
         outcome.stacks += 1;
         let mut end = End::DepthLimit;
         for depth in 0..MAX_FRAMES {
             outcome.deepest = outcome.deepest.max(depth + 1);
             let pc = at.pc - u64::from(!leaf);
-            let Some(module) = self.loaded.iter().find(|module| (module.start..module.end).contains(&pc)) else {
+            let Some(module) = self
+                .loaded
+                .iter()
+                .find(|module| (module.start..module.end).contains(&pc))
+            else {
                 end = End::NoMapping;
                 break;
             };
@@ -161,7 +205,11 @@ impl Unwinders {
             let result = step(row, &mut at, leaf, &memory);
             if framehop_can(module, row, address, leaf) {
                 let theirs = framehop_step(&mut self.framehop, before, leaf, &pages);
-                let ours = if let Step::End(end) = result { Err(end) } else { Ok(at) };
+                let ours = if let Step::End(end) = result {
+                    Err(end)
+                } else {
+                    Ok(at)
+                };
                 outcome.frames += 1;
                 let agree = match (&ours, &theirs) {
                     (Ok(ours), Some(theirs)) => ours == theirs,
@@ -195,7 +243,9 @@ impl Unwinders {
 }
 
 fn framehop_can(module: &Loaded, row: u32, address: u64, leaf: bool) -> bool {
-    let index = module.covered.partition_point(|&(start, _)| start <= address);
+    let index = module
+        .covered
+        .partition_point(|&(start, _)| start <= address);
     let covered = index > 0 && address < module.covered[index - 1].1;
     let plain = match kind_of(row) {
         kind::EXTENDED => {
@@ -212,7 +262,12 @@ fn framehop_can(module: &Loaded, row: u32, address: u64, leaf: bool) -> bool {
 
 type Framehop = (UnwinderX86_64<Vec<u8>>, CacheX86_64);
 
-fn framehop_step((unwinder, cache): &mut Framehop, at: Registers, leaf: bool, pages: &Pages) -> Option<Registers> {
+fn framehop_step(
+    (unwinder, cache): &mut Framehop,
+    at: Registers,
+    leaf: bool,
+    pages: &Pages,
+) -> Option<Registers> {
     let address = if leaf {
         FrameAddress::from_instruction_pointer(at.pc)
     } else {
@@ -220,8 +275,14 @@ fn framehop_step((unwinder, cache): &mut Framehop, at: Registers, leaf: bool, pa
     };
     let mut regs = UnwindRegsX86_64::new(at.pc, at.sp, at.bp);
     let mut read = |address| pages.word(address).ok_or(());
-    let pc = unwinder.unwind_frame(address, &mut regs, cache, &mut read).ok()??;
-    Some(Registers { pc, sp: regs.sp(), bp: regs.bp() })
+    let pc = unwinder
+        .unwind_frame(address, &mut regs, cache, &mut read)
+        .ok()??;
+    Some(Registers {
+        pc,
+        sp: regs.sp(),
+        bp: regs.bp(),
+    })
 }
 
 fn fde_ranges(bytes: &[u8], vaddr: u64) -> Vec<(u64, u64)> {
@@ -265,15 +326,27 @@ fn watch(command: &mut Command, stops: usize, steps: usize) -> Outcome {
 }
 
 fn source(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/unwind/programs").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/unwind/programs")
+        .join(name)
 }
 
 /// Compiles a program and watches it.
 fn compiled(compiler: &str, flags: &[&str], name: &str, stops: usize, steps: usize) -> Outcome {
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("program");
-    let status = Command::new(compiler).args(flags).arg("-o").arg(&program).arg(source(name)).status();
-    assert!(status.unwrap_or_else(|error| panic!("{compiler}: {error}")).success(), "{compiler} {name}");
+    let status = Command::new(compiler)
+        .args(flags)
+        .arg("-o")
+        .arg(&program)
+        .arg(source(name))
+        .status();
+    assert!(
+        status
+            .unwrap_or_else(|error| panic!("{compiler}: {error}"))
+            .success(),
+        "{compiler} {name}"
+    );
     watch(&mut Command::new(&program), stops, steps)
 }
 

@@ -98,7 +98,17 @@ fn mutated_headers() {
 #[test]
 fn truncated_files() {
     let (original, range) = sample();
-    for end in [0, 1, 63, 64, 100, 1000, range.start, range.start + 7, range.end - 1] {
+    for end in [
+        0,
+        1,
+        63,
+        64,
+        100,
+        1000,
+        range.start,
+        range.start + 7,
+        range.end - 1,
+    ] {
         build(&original[..end]);
     }
 }

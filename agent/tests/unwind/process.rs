@@ -17,9 +17,15 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a program and waits until it writes its first line.
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program starts");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
         let mut line = String::new();
-        std::io::BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        std::io::BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert!(!line.is_empty(), "the program says that it is ready");
         let process = Self { child, signal: 0 };
         process.ptrace(libc::PTRACE_SEIZE, 0, 0);
@@ -33,7 +39,12 @@ impl Process {
     fn ptrace(&self, request: libc::c_uint, address: usize, data: usize) {
         // SAFETY: the requests used here take numbers, or a pointer to a live register buffer.
         let result = unsafe { libc::ptrace(request, self.pid(), address, data) };
-        assert_eq!(result, 0, "ptrace {request:#x}: {}", std::io::Error::last_os_error());
+        assert_eq!(
+            result,
+            0,
+            "ptrace {request:#x}: {}",
+            std::io::Error::last_os_error()
+        );
     }
 
     /// Waits until the thread has stopped.
@@ -41,9 +52,16 @@ impl Process {
         let mut status = 0;
         // SAFETY: `status` lives across the call.
         let pid = unsafe { libc::waitpid(self.pid(), &mut status, libc::__WALL) };
-        assert!(pid == self.pid() && libc::WIFSTOPPED(status), "the program ended early: {status:#x}");
+        assert!(
+            pid == self.pid() && libc::WIFSTOPPED(status),
+            "the program ended early: {status:#x}"
+        );
         let signal = libc::WSTOPSIG(status);
-        self.signal = if status >> 16 != 0 || signal == libc::SIGTRAP { 0 } else { signal };
+        self.signal = if status >> 16 != 0 || signal == libc::SIGTRAP {
+            0
+        } else {
+            signal
+        };
     }
 
     /// Lets a stopped program run on.
@@ -75,7 +93,10 @@ impl Process {
 
     /// A view of a stopped program's memory.
     pub(crate) fn memory(&self) -> Pages {
-        Pages { pid: self.pid(), pages: RefCell::default() }
+        Pages {
+            pid: self.pid(),
+            pages: RefCell::default(),
+        }
     }
 
     /// The executable mappings of files and of the vDSO, with the address that each file's lowest
@@ -90,10 +111,18 @@ impl Process {
             let [start, end] = [start, end].map(|number| u64::from_str_radix(number, 16).unwrap());
             let exec = fields.next().unwrap().contains('x');
             let offset = u64::from_str_radix(fields.next().unwrap(), 16).unwrap();
-            let Some(path) = fields.nth(2).map(str::to_owned) else { continue };
+            let Some(path) = fields.nth(2).map(str::to_owned) else {
+                continue;
+            };
             let lowest = *lowest.entry(path.clone()).or_insert(start);
             if exec && (path.starts_with('/') || path == "[vdso]") {
-                mappings.push(Mapping { start, end, offset, path, lowest });
+                mappings.push(Mapping {
+                    start,
+                    end,
+                    offset,
+                    path,
+                    lowest,
+                });
             }
         }
         mappings
@@ -127,8 +156,14 @@ pub(crate) struct Pages {
 impl Pages {
     pub(crate) fn read(&self, address: u64, len: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0u8; len];
-        let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
-        let remote = libc::iovec { iov_base: address as *mut _, iov_len: len };
+        let local = libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: len,
+        };
+        let remote = libc::iovec {
+            iov_base: address as *mut _,
+            iov_len: len,
+        };
         // SAFETY: `local` describes `bytes`; the kernel checks the remote range.
         let got = unsafe { libc::process_vm_readv(self.pid, &local, 1, &remote, 1, 0) };
         (got == len as isize).then_some(bytes)
@@ -140,7 +175,12 @@ impl Pages {
             return Some(u64::from_le_bytes(self.read(address, 8)?.try_into().ok()?));
         }
         let mut pages = self.pages.borrow_mut();
-        let bytes = pages.entry(page).or_insert_with(|| self.read(page, PAGE as usize)).as_ref()?;
-        Some(u64::from_le_bytes(bytes[inside..inside + 8].try_into().ok()?))
+        let bytes = pages
+            .entry(page)
+            .or_insert_with(|| self.read(page, PAGE as usize))
+            .as_ref()?;
+        Some(u64::from_le_bytes(
+            bytes[inside..inside + 8].try_into().ok()?,
+        ))
     }
 }

@@ -84,13 +84,8 @@ pub(crate) fn agent_binary() -> PathBuf {
         })
 }
 
-/// A built target program, or a script among the sources.
+/// A built target program or a script, as `cargo xtask programs` leaves it.
 pub(crate) fn program(name: &str) -> PathBuf {
-    if name.ends_with(".py") || name.ends_with(".js") {
-        return Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("programs")
-            .join(name);
-    }
     let built = std::env::var_os("AGENT_PROGRAMS")
         .map_or_else(|| target_directory().join("programs"), PathBuf::from);
     let path = built.join(name);

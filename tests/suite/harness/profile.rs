@@ -8,7 +8,9 @@ use serde::Deserialize;
 /// The document. Every field here is part of the format: one that is missing fails the test.
 #[derive(Deserialize)]
 pub(crate) struct Profile {
+    pub(crate) schema: String,
     pub(crate) facts: Facts,
+    pub(crate) totals: Totals,
     pub(crate) frames: Vec<Frame>,
     pub(crate) stacks: Vec<Stack>,
     pub(crate) accounting: Accounting,
@@ -30,6 +32,14 @@ pub(crate) struct Facts {
 }
 
 #[derive(Deserialize)]
+pub(crate) struct Totals {
+    pub(crate) samples: u64,
+    pub(crate) complete_samples: u64,
+    pub(crate) lost: u64,
+    pub(crate) balances: bool,
+}
+
+#[derive(Deserialize)]
 pub(crate) struct TargetFacts {
     pub(crate) pid: u32,
     pub(crate) comm: String,
@@ -44,7 +54,7 @@ pub(crate) struct Frame {
     pub(crate) file: Option<String>,
     pub(crate) line: Option<u32>,
     pub(crate) inlined: bool,
-    pub(crate) address: u64,
+    pub(crate) address: Option<String>,
     pub(crate) unnamed: Option<String>,
 }
 

@@ -57,7 +57,11 @@ static RULES: [Rule; 5] = [
         message: "only `process`, `preflight` and `symbolize::kernel` may name a path under /proc or /sys",
     },
     Rule {
-        within: &["agent/src/unwind", "agent/src/profile", "agent-ebpf/src/unwind"],
+        within: &[
+            "agent/src/unwind",
+            "agent/src/profile",
+            "agent-ebpf/src/unwind",
+        ],
         except: &[],
         broken: does_io,
         message: "`unwind` and `profile` do no I/O",
@@ -72,7 +76,9 @@ static RULES: [Rule; 5] = [
         within: &["agent/src"],
         except: &["agent/src/main", "agent/src/cli"],
         broken: |line| {
-            ["print!", "println!", "eprint!", "eprintln!"].iter().any(|name| has_word(&line.code, name))
+            ["print!", "println!", "eprint!", "eprintln!"]
+                .iter()
+                .any(|name| has_word(&line.code, name))
         },
         message: "only `cli` and `main` may print",
     },
@@ -84,35 +90,46 @@ static RULES: [Rule; 5] = [
 /// A rule is broken: the error lists each place. Or a source cannot be read.
 pub(crate) fn run() -> Result<()> {
     let root = root();
-    let mut findings = Vec::new();
-    let mut files = 0;
+    let mut files = Vec::new();
     for directory in CRATES {
         let mut paths = Vec::new();
         crate::command::list_files(&root.join(directory), &mut paths)?;
         paths.sort();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|end| end == "rs")) {
+        for path in paths
+            .iter()
+            .filter(|path| path.extension().is_some_and(|end| end == "rs"))
+        {
             let text = fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;
             let name = path.strip_prefix(&root)?.to_string_lossy().into_owned();
-            findings.extend(check(&name, &text));
-            files += 1;
+            files.push((name, source::read(&text)));
+        }
+    }
+    let tests: Vec<String> = files
+        .iter()
+        .flat_map(|(path, lines)| test_modules(path, lines))
+        .collect();
+    let mut findings = Vec::new();
+    for (path, lines) in &files {
+        if !tests.iter().any(|module| is_inside(path, module)) {
+            findings.extend(check(path, lines));
         }
     }
     if !findings.is_empty() {
         let lines: Vec<String> = findings.iter().map(Finding::to_string).collect();
         bail!("{} broken invariants\n{}", lines.len(), lines.join("\n"));
     }
-    eprintln!("the invariants hold in {files} files");
+    eprintln!("the invariants hold in {} files", files.len());
     Ok(())
 }
 
 /// The findings in one source, whose path is relative to the root.
-fn check(path: &str, text: &str) -> Vec<Finding> {
-    if is_test_file(path) {
-        return Vec::new();
-    }
-    let lines = source::read(text);
-    let found = |line: usize, message| Finding { path: path.to_owned(), line, message };
+fn check(path: &str, lines: &[Line]) -> Vec<Finding> {
+    let found = |line: usize, message| Finding {
+        path: path.to_owned(),
+        line,
+        message,
+    };
     let mut findings = Vec::new();
     for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.test) {
         for rule in RULES.iter().filter(|rule| rule.holds_in(path)) {
@@ -120,7 +137,7 @@ fn check(path: &str, text: &str) -> Vec<Finding> {
                 findings.push(found(index + 1, rule.message));
             }
         }
-        if may_panic(&line.code) && !has_reason(&lines, index) {
+        if may_panic(&line.code) && !has_reason(lines, index) {
             findings.push(found(
                 index + 1,
                 "unwrap and expect belong into tests; else the line above needs `#[expect(clippy::…, reason = \"…\")]`",
@@ -129,27 +146,42 @@ fn check(path: &str, text: &str) -> Vec<Finding> {
     }
     let counted = lines.iter().filter(|line| !line.test).count();
     if counted > MAX_LINES {
-        findings.push(found(MAX_LINES + 1, "more than 600 lines beside the tests: split the file"));
+        findings.push(found(
+            MAX_LINES + 1,
+            "more than 600 lines beside the tests: split the file",
+        ));
     }
     findings
 }
 
 impl Rule {
     fn holds_in(&self, path: &str) -> bool {
-        let inside = |module: &&str| is_inside(path, module);
-        self.within.iter().any(inside) && !self.except.iter().any(|module| inside(&module))
+        let inside = |modules: &[&str]| modules.iter().any(|module| is_inside(path, module));
+        inside(self.within) && !inside(self.except)
     }
 }
 
 /// Whether `path` is the module, as a file or a directory.
 fn is_inside(path: &str, module: &str) -> bool {
-    path.strip_prefix(module).is_some_and(|rest| rest.starts_with('/') || rest == ".rs")
+    path.strip_prefix(module)
+        .is_some_and(|rest| rest.starts_with('/') || rest == ".rs")
 }
 
-fn is_test_file(path: &str) -> bool {
+/// The modules in files of their own that this file declares under `#[cfg(test)]`.
+fn test_modules(path: &str, lines: &[Line]) -> Vec<String> {
+    // `a/mod.rs`, `lib.rs` and `main.rs` have their modules beside them, `a/b.rs` in `a/b`.
     let path = Path::new(path);
-    path.file_name().is_some_and(|name| name == "tests.rs")
-        || path.components().any(|part| part.as_os_str() == "tests")
+    let directory = match path.file_stem().and_then(|stem| stem.to_str()) {
+        Some("mod" | "lib" | "main") => path.with_file_name(""),
+        _ => path.with_extension(""),
+    };
+    let names = lines.iter().filter(|line| line.test).filter_map(|line| {
+        let (_, after) = line.code.split_once("mod ")?;
+        after.strip_suffix(';')
+    });
+    names
+        .map(|name| directory.join(name).display().to_string())
+        .collect()
 }
 
 /// Whether a literal is a path under /proc or /sys, and not a message that mentions one.
@@ -163,14 +195,18 @@ fn is_kernel_path(text: &str) -> bool {
 fn does_io(line: &Line) -> bool {
     let code = &line.code;
     let std_parts = ["fs", "io", "net", "process", "env", "os", "thread"];
-    let names_std = std_parts.iter().any(|part| has_word(code, &format!("std::{part}")));
+    let names_std = std_parts
+        .iter()
+        .any(|part| has_word(code, &format!("std::{part}")));
     let grouped = code.contains("std::{") && words(code).any(|word| std_parts.contains(&word));
     let others = ["libc", "tokio", "File"];
     names_std || grouped || words(code).any(|word| others.contains(&word))
 }
 
 fn may_panic(code: &str) -> bool {
-    [".unwrap()", ".expect("].iter().any(|call| code.contains(call))
+    [".unwrap()", ".expect("]
+        .iter()
+        .any(|call| code.contains(call))
 }
 
 /// Whether the attribute above the statement (at most five lines up) says why it may panic.
@@ -191,8 +227,11 @@ fn has_word(code: &str, word: &str) -> bool {
     let joins = |character: char| character.is_alphanumeric() || character == '_';
     code.match_indices(word).any(|(at, _)| {
         let before = code.get(..at).and_then(|text| text.chars().next_back());
-        let after = code.get(at + word.len()..).and_then(|text| text.chars().next());
-        !before.is_some_and(joins) && !(after.is_some_and(joins) && !word.ends_with('!'))
+        let after = code
+            .get(at + word.len()..)
+            .and_then(|text| text.chars().next());
+        let ends = word.ends_with('!') || !after.is_some_and(joins);
+        ends && !before.is_some_and(joins)
     })
 }
 
@@ -201,21 +240,32 @@ mod tests {
     use super::*;
 
     fn messages(path: &str, text: &str) -> Vec<String> {
-        check(path, text).iter().map(Finding::to_string).collect()
+        check(path, &source::read(text))
+            .iter()
+            .map(Finding::to_string)
+            .collect()
     }
 
     /// Whether the one line of code breaks exactly one rule in this file.
     fn breaks(path: &str, line: &str) -> bool {
         let found = messages(path, &format!("fn f() {{}}\n{line}\n"));
         assert!(found.len() <= 1, "{found:?}");
-        assert!(found.iter().all(|text| text.starts_with(&format!("{path}:2: "))), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .all(|text| text.starts_with(&format!("{path}:2: "))),
+            "{found:?}"
+        );
         !found.is_empty()
     }
 
     #[test]
     fn aya_stays_in_session_and_probe() {
         assert!(breaks("agent/src/process.rs", "use aya::Ebpf;"));
-        assert!(breaks("agent/src/cli/run.rs", "let map = aya_obj::Map::new();"));
+        assert!(breaks(
+            "agent/src/cli/run.rs",
+            "let map = aya_obj::Map::new();"
+        ));
         assert!(!breaks("agent/src/session/mod.rs", "use aya::Ebpf;"));
         assert!(!breaks("agent/src/probe.rs", "use aya::Ebpf;"));
         assert!(!breaks("agent/src/process.rs", "// like aya"));
@@ -224,13 +274,28 @@ mod tests {
 
     #[test]
     fn kernel_files_are_read_by_few() {
-        assert!(breaks("agent/src/session/target.rs", "open(format!(\"/proc/{pid}/maps\"));"));
+        assert!(breaks(
+            "agent/src/session/target.rs",
+            "open(format!(\"/proc/{pid}/maps\"));"
+        ));
         assert!(breaks("agent/src/symbolize/elf.rs", "Path::new(\"/sys\");"));
         assert!(!breaks("agent/src/process.rs", "Path::new(\"/proc\");"));
-        assert!(!breaks("agent/src/process/maps.rs", "Path::new(\"/proc\");"));
-        assert!(!breaks("agent/src/session/preflight.rs", "Path::new(\"/sys/kernel\");"));
-        assert!(!breaks("agent/src/symbolize/kernel.rs", "Path::new(\"/proc/kallsyms\");"));
-        assert!(!breaks("agent/src/cli.rs", "bail!(\"no BTF in /sys/kernel/btf\");"));
+        assert!(!breaks(
+            "agent/src/process/maps.rs",
+            "Path::new(\"/proc\");"
+        ));
+        assert!(!breaks(
+            "agent/src/session/preflight.rs",
+            "Path::new(\"/sys/kernel\");"
+        ));
+        assert!(!breaks(
+            "agent/src/symbolize/kernel.rs",
+            "Path::new(\"/proc/kallsyms\");"
+        ));
+        assert!(!breaks(
+            "agent/src/cli.rs",
+            "bail!(\"no BTF in /sys/kernel/btf\");"
+        ));
         assert!(!breaks("agent/src/cli.rs", "Path::new(\"/system\");"));
     }
 
@@ -238,15 +303,30 @@ mod tests {
     fn pure_modules_do_no_io() {
         assert!(breaks("agent/src/profile.rs", "use std::fs::File as _;"));
         assert!(breaks("agent/src/unwind/table.rs", "use std::{io, mem};"));
-        assert!(breaks("agent-ebpf/src/unwind.rs", "let n = unsafe { libc::getpid() };"));
-        assert!(!breaks("agent/src/unwind.rs", "use std::collections::BTreeMap;"));
-        assert!(!breaks("agent/src/unwind.rs", "use crate::process::Mapping;"));
+        assert!(breaks(
+            "agent-ebpf/src/unwind.rs",
+            "let n = unsafe { libc::getpid() };"
+        ));
+        assert!(!breaks(
+            "agent/src/unwind.rs",
+            "use std::collections::BTreeMap;"
+        ));
+        assert!(!breaks(
+            "agent/src/unwind.rs",
+            "use crate::process::Mapping;"
+        ));
     }
 
     #[test]
     fn output_does_not_know_the_session() {
-        assert!(breaks("agent/src/output/svg.rs", "use crate::session::Finished;"));
-        assert!(!breaks("agent/src/output/svg.rs", "use crate::profile::Profile;"));
+        assert!(breaks(
+            "agent/src/output/svg.rs",
+            "use crate::session::Finished;"
+        ));
+        assert!(!breaks(
+            "agent/src/output/svg.rs",
+            "use crate::profile::Profile;"
+        ));
     }
 
     #[test]
@@ -263,7 +343,8 @@ mod tests {
         assert!(breaks("agent/src/profile.rs", "let x = y.unwrap();"));
         assert!(breaks("xtask/src/main.rs", "let x = y.expect(\"z\");"));
         assert!(!breaks("agent/src/profile.rs", "let x = y.unwrap_or(1);"));
-        let excused = "#[expect(clippy::unwrap_used, reason = \"checked above\")]\nlet x = y.unwrap();\n";
+        let excused =
+            "#[expect(clippy::unwrap_used, reason = \"checked above\")]\nlet x = y.unwrap();\n";
         assert!(messages("agent/src/profile.rs", excused).is_empty());
         let unexplained = "#[allow(clippy::unwrap_used)]\nlet x = y.unwrap();\n";
         assert_eq!(messages("agent/src/profile.rs", unexplained).len(), 1);
@@ -273,7 +354,20 @@ mod tests {
     fn tests_are_free() {
         let text = "#[cfg(test)]\nmod tests {\n    fn f() { g().unwrap(); println!(); }\n}\n";
         assert!(messages("agent/src/profile.rs", text).is_empty());
-        assert!(messages("agent/src/unwind/tests.rs", "use std::fs;").is_empty());
+    }
+
+    #[test]
+    fn test_modules_may_have_files_of_their_own() {
+        let lines =
+            source::read("mod a;\n#[cfg(test)]\nmod fixture;\n#[cfg(test)]\npub(crate) mod b;\n");
+        assert_eq!(
+            test_modules("agent/src/output/mod.rs", &lines),
+            ["agent/src/output/fixture", "agent/src/output/b"]
+        );
+        assert_eq!(
+            test_modules("agent/src/output.rs", &lines),
+            ["agent/src/output/fixture", "agent/src/output/b"]
+        );
     }
 
     #[test]

@@ -62,7 +62,8 @@ fn token(rest: &str) -> (Kind, usize) {
         return (Kind::Character, length);
     }
     let length = if is_word(first) {
-        rest.find(|character| !is_word(character)).unwrap_or(rest.len())
+        rest.find(|character| !is_word(character))
+            .unwrap_or(rest.len())
     } else {
         first.len_utf8()
     };
@@ -99,7 +100,11 @@ fn string(rest: &str) -> Option<usize> {
     let start = rest.len() - inner.len();
     if raw {
         let end = format!("\"{}", "#".repeat(hashes));
-        return Some(inner.find(&end).map_or(rest.len(), |at| start + at + end.len()));
+        return Some(
+            inner
+                .find(&end)
+                .map_or(rest.len(), |at| start + at + end.len()),
+        );
     }
     let mut escaped = false;
     for (at, character) in inner.char_indices() {
@@ -118,9 +123,10 @@ fn character_literal(rest: &str) -> Option<usize> {
     // The longest is `'\u{10ffff}'`.
     let inner: Vec<(usize, char)> = rest.char_indices().take(12).collect();
     match inner.as_slice() {
-        [(_, '\''), (_, '\\'), _, after @ ..] => {
-            after.iter().find(|(_, character)| *character == '\'').map(|(at, _)| at + 1)
-        }
+        [(_, '\''), (_, '\\'), _, after @ ..] => after
+            .iter()
+            .find(|(_, character)| *character == '\'')
+            .map(|(at, _)| at + 1),
         [(_, '\''), _, (at, '\''), ..] => Some(at + 1),
         _ => None,
     }
@@ -129,7 +135,9 @@ fn character_literal(rest: &str) -> Option<usize> {
 /// What stands between the quotes.
 fn content(literal: &str) -> &str {
     let inner = literal.find('"').and_then(|at| literal.get(at + 1..));
-    inner.and_then(|inner| inner.get(..inner.rfind('"')?)).unwrap_or_default()
+    inner
+        .and_then(|inner| inner.get(..inner.rfind('"')?))
+        .unwrap_or_default()
 }
 
 /// Marks the items under `#[cfg(test)]`: up to the brace that closes the first one opened, or to the
@@ -169,14 +177,20 @@ mod tests {
 
     #[test]
     fn quotes_as_characters_open_nothing() {
-        assert_eq!(code("m('\"', '\\'', 'x'); fn f<'a>(b: &'a str) { \"y\" }").len(), 1);
+        assert_eq!(
+            code("m('\"', '\\'', 'x'); fn f<'a>(b: &'a str) { \"y\" }").len(),
+            1
+        );
         assert!(code("m('\"', 1); // z").concat().ends_with("1); "));
         assert!(code("f::<'a>(); // z").concat().ends_with("(); "));
     }
 
     #[test]
     fn a_text_of_two_lines_keeps_the_count() {
-        assert_eq!(code("a(\"x\ny\");\nb"), ["a(\"\"", ");", "b"].map(String::from));
+        assert_eq!(
+            code("a(\"x\ny\");\nb"),
+            ["a(\"\"", ");", "b"].map(String::from)
+        );
     }
 
     #[test]
@@ -188,6 +202,9 @@ mod tests {
     fn test_items_are_marked_to_their_end() {
         let source = "a();\n#[cfg(test)]\nmod tests {\n  fn b() { c('}'); }\n}\nd();\n#[cfg(test)]\nmod e;\nf();";
         let marked: Vec<bool> = read(source).iter().map(|line| line.test).collect();
-        assert_eq!(marked, [false, true, true, true, true, false, true, true, false]);
+        assert_eq!(
+            marked,
+            [false, true, true, true, true, false, true, true, false]
+        );
     }
 }

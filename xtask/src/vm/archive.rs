@@ -25,33 +25,68 @@ struct Header {
 impl<W: Write> Writer<W> {
     /// Starts an archive.
     pub(super) fn new(out: W) -> Self {
-        Self { out, inode: 0, written: 0 }
+        Self {
+            out,
+            inode: 0,
+            written: 0,
+        }
     }
 
     /// Adds a directory. A directory comes before what it holds.
     pub(super) fn directory(&mut self, path: &str) -> io::Result<()> {
-        self.entry(path, &Header { mode: DIRECTORY | 0o755, device: (0, 0) }, &[])
+        self.entry(
+            path,
+            &Header {
+                mode: DIRECTORY | 0o755,
+                device: (0, 0),
+            },
+            &[],
+        )
     }
 
     /// Adds a file with its permission bits.
     pub(super) fn file(&mut self, path: &str, permissions: u32, content: &[u8]) -> io::Result<()> {
-        self.entry(path, &Header { mode: FILE | permissions, device: (0, 0) }, content)
+        self.entry(
+            path,
+            &Header {
+                mode: FILE | permissions,
+                device: (0, 0),
+            },
+            content,
+        )
     }
 
     /// Adds a symbolic link.
     pub(super) fn link(&mut self, path: &str, to: &str) -> io::Result<()> {
-        self.entry(path, &Header { mode: LINK | 0o777, device: (0, 0) }, to.as_bytes())
+        self.entry(
+            path,
+            &Header {
+                mode: LINK | 0o777,
+                device: (0, 0),
+            },
+            to.as_bytes(),
+        )
     }
 
     /// Adds a character device.
     pub(super) fn device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
-        let header = Header { mode: CHARACTER_DEVICE | 0o600, device: (major, minor) };
+        let header = Header {
+            mode: CHARACTER_DEVICE | 0o600,
+            device: (major, minor),
+        };
         self.entry(path, &header, &[])
     }
 
     /// Ends the archive.
     pub(super) fn finish(mut self) -> io::Result<()> {
-        self.entry("TRAILER!!!", &Header { mode: 0, device: (0, 0) }, &[])?;
+        self.entry(
+            "TRAILER!!!",
+            &Header {
+                mode: 0,
+                device: (0, 0),
+            },
+            &[],
+        )?;
         self.out.flush()
     }
 
@@ -64,7 +99,19 @@ impl<W: Write> Writer<W> {
         // inode, mode, uid, gid, links, mtime, size, device of the file (2), device that it is (2),
         // name size, checksum (unused).
         let fields = [
-            self.inode, header.mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0,
+            self.inode,
+            header.mode,
+            0,
+            0,
+            1,
+            0,
+            size,
+            0,
+            0,
+            major,
+            minor,
+            name_size,
+            0,
         ];
         let mut text = String::from("070701");
         for field in fields {

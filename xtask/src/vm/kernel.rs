@@ -75,7 +75,11 @@ pub(super) fn fetch(kernel: Kernel) -> Result<Files> {
         fs::write(directory.join("complete"), "")?;
     }
     locate(&unpacked).with_context(|| {
-        format!("no kernel in {}; remove {} to fetch it anew", unpacked.display(), directory.display())
+        format!(
+            "no kernel in {}; remove {} to fetch it anew",
+            unpacked.display(),
+            directory.display()
+        )
     })
 }
 
@@ -87,7 +91,10 @@ fn locate(unpacked: &Path) -> Option<Files> {
         .find_map(|place| fs::read_dir(unpacked.join(place)).ok()?.flatten().next())?
         .path();
     let version = modules.file_name()?.to_string_lossy().into_owned();
-    let images = [unpacked.join(format!("boot/vmlinuz-{version}")), modules.join("vmlinuz")];
+    let images = [
+        unpacked.join(format!("boot/vmlinuz-{version}")),
+        modules.join("vmlinuz"),
+    ];
     let image = images.into_iter().find(|image| image.is_file())?;
     Some(Files { image, modules })
 }
@@ -97,9 +104,12 @@ fn download(label: &str, release: &str, directory: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(directory);
     let apt = Apt::new(&directory.join("apt"), release)?;
     let versions = apt.versions(label)?;
-    let version = versions.iter().max_by_key(|version| numbers(version)).with_context(|| {
-        format!("{release} has no linux-image-{label}*-cloud-amd64 (its version has moved on?)")
-    })?;
+    let version = versions
+        .iter()
+        .max_by_key(|version| numbers(version))
+        .with_context(|| {
+            format!("{release} has no linux-image-{label}*-cloud-amd64 (its version has moved on?)")
+        })?;
     let packages = directory.join("packages");
     fs::create_dir_all(&packages)?;
     // The image holds everything up to 6.12; later it only depends on the other two.
@@ -109,11 +119,18 @@ fn download(label: &str, release: &str, directory: &Path) -> Result<()> {
             continue;
         }
         eprintln!("[{label}] downloading {name}");
-        command::output(apt.command("apt-get").current_dir(&packages).args(["download", &name]))?;
+        command::output(
+            apt.command("apt-get")
+                .current_dir(&packages)
+                .args(["download", &name]),
+        )?;
     }
     for package in fs::read_dir(&packages)? {
         let unpack = &mut Command::new("dpkg-deb");
-        unpack.arg("--extract").arg(package?.path()).arg(directory.join("root"));
+        unpack
+            .arg("--extract")
+            .arg(package?.path())
+            .arg(directory.join("root"));
         command::output(unpack)?;
     }
     Ok(())
@@ -137,7 +154,9 @@ impl Apt {
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(directory.join(part))?;
         }
-        let apt = Self { directory: directory.to_path_buf() };
+        let apt = Self {
+            directory: directory.to_path_buf(),
+        };
         let source = format!("deb {} {release} main\n", mirror()?);
         fs::write(directory.join("sources.list"), source)?;
         command::output(apt.command("apt-get").args(["update", "--error-on=any"]))
@@ -161,19 +180,31 @@ impl Apt {
         option("Acquire::Languages", "none");
         option("Acquire::Retries", "3");
         // Nothing but the list of packages: no icons, no list of files.
-        option("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false");
-        option("Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled", "false");
+        option(
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
+            "false",
+        );
+        option(
+            "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled",
+            "false",
+        );
         command
     }
 
     /// `VERSION-cloud-amd64` of each cloud kernel whose version starts with `label`.
     fn versions(&self, label: &str) -> Result<Vec<String>> {
-        let names = command::output(self.command("apt-cache").arg("pkgnames").arg("linux-image-"))?;
+        let names = command::output(
+            self.command("apt-cache")
+                .arg("pkgnames")
+                .arg("linux-image-"),
+        )?;
         let wanted = |version: &&str| {
             let rest = version.strip_prefix(label).unwrap_or_default();
             rest.starts_with(['.', '-', '+']) && version.ends_with("-cloud-amd64")
         };
-        let versions = names.lines().filter_map(|name| name.strip_prefix("linux-image-"));
+        let versions = names
+            .lines()
+            .filter_map(|name| name.strip_prefix("linux-image-"));
         Ok(versions.filter(wanted).map(str::to_owned).collect())
     }
 
@@ -186,6 +217,8 @@ impl Apt {
 fn mirror() -> Result<String> {
     let text = command::output(Command::new("apt-get").args([
         "indextargets",
+        // Without it, apt lists only what an `apt-get update` has fetched before.
+        "--no-release-info",
         "--format",
         "$(REPO_URI)",
         "Created-By: Packages",

@@ -15,6 +15,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+const DEFAULT_TIMEOUT: u64 = 600;
+const DEFAULT_JOBS: u8 = 1;
+const DEFAULT_MEMORY: u32 = 1536;
+
 /// Arguments of `vm`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -34,17 +38,34 @@ pub(crate) struct Args {
     #[arg(long, requires = "shell")]
     pub(crate) programs: bool,
     /// Seconds after which a machine is stopped
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT)]
     pub(crate) timeout: u64,
     /// Machines that run at a time
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_JOBS, value_parser = clap::value_parser!(u8).range(1..=4))]
     pub(crate) jobs: u8,
     /// Megabytes of memory of a machine
-    #[arg(long, value_name = "MB", default_value_t = 1536)]
+    #[arg(long, value_name = "MB", default_value_t = DEFAULT_MEMORY)]
     pub(crate) memory: u32,
     /// Arguments of the test suite, e.g. a test's name
     #[arg(last = true, conflicts_with = "shell")]
     pub(crate) suite: Vec<String>,
+}
+
+impl Args {
+    /// The whole test suite on every kernel.
+    pub(crate) fn suite() -> Self {
+        Self {
+            kernels: Vec::new(),
+            shell: None,
+            files: Vec::new(),
+            agent: false,
+            programs: false,
+            timeout: DEFAULT_TIMEOUT,
+            jobs: DEFAULT_JOBS,
+            memory: DEFAULT_MEMORY,
+            suite: Vec::new(),
+        }
+    }
 }
 
 /// What a machine ended with.
@@ -116,12 +137,17 @@ fn contents(args: &Args) -> Result<(root::Tree, String)> {
     }
     if args.programs || args.shell.is_none() {
         if !programs.is_dir() {
-            bail!("no {}; build them with `cargo xtask programs`", programs.display());
+            bail!(
+                "no {}; build them with `cargo xtask programs`",
+                programs.display()
+            );
         }
         tree.add_directory("programs", &programs)?;
     }
     for file in &args.files {
-        let name = file.file_name().with_context(|| format!("{}: no name", file.display()))?;
+        let name = file
+            .file_name()
+            .with_context(|| format!("{}: no name", file.display()))?;
         let place = format!("root/{}", name.to_string_lossy());
         if file.is_dir() {
             tree.add_directory(&place, file)?;
@@ -132,7 +158,11 @@ fn contents(args: &Args) -> Result<(root::Tree, String)> {
     let Some(shell) = &args.shell else {
         tree.add_program("bin/suite", &build_suite()?)?;
         tree.add_targets()?;
-        let arguments = args.suite.iter().map(|text| quote(text)).collect::<Vec<_>>();
+        let arguments = args
+            .suite
+            .iter()
+            .map(|text| quote(text))
+            .collect::<Vec<_>>();
         return Ok((tree, format!("suite {}", arguments.join(" "))));
     };
     Ok((tree, shell.clone()))
@@ -151,7 +181,11 @@ fn boot(args: &Args, kernel: kernel::Kernel, tree: &root::Tree, script: &str) ->
         };
         machine.run(&mut output)
     });
-    Outcome { kernel: kernel.label(), status, output }
+    Outcome {
+        kernel: kernel.label(),
+        status,
+        output,
+    }
 }
 
 /// Quotes an argument for the shell.
@@ -167,7 +201,15 @@ const STATIC: &str = "x86_64-unknown-linux-gnu";
 /// It does not compile.
 fn build_agent() -> Result<PathBuf> {
     let mut build = cargo();
-    build.args(["build", "--quiet", "--release", "--package", "agent", "--target", STATIC]);
+    build.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "agent",
+        "--target",
+        STATIC,
+    ]);
     build.env("RUSTFLAGS", "-C target-feature=+crt-static");
     command::run(&mut build)?;
     Ok(target().join(STATIC).join("release/agent"))
@@ -179,8 +221,20 @@ fn build_agent() -> Result<PathBuf> {
 /// It does not compile.
 fn build_suite() -> Result<PathBuf> {
     let mut build = cargo();
-    build.args(["test", "--package", "agent-tests", "--test", "suite", "--no-run"]);
-    build.args(["--target", STATIC, "--message-format=json-render-diagnostics", "--quiet"]);
+    build.args([
+        "test",
+        "--package",
+        "agent-tests",
+        "--test",
+        "suite",
+        "--no-run",
+    ]);
+    build.args([
+        "--target",
+        STATIC,
+        "--message-format=json-render-diagnostics",
+        "--quiet",
+    ]);
     build.env("RUSTFLAGS", "-C target-feature=+crt-static");
     build.stderr(std::process::Stdio::inherit());
     let messages = command::output(&mut build)?;

@@ -57,16 +57,30 @@ impl Machine<'_> {
             let line = match lines.recv_timeout(left) {
                 Ok(line) => line,
                 Err(RecvTimeoutError::Timeout) => {
-                    let what = if running { "its command did not end" } else { "it did not boot" };
-                    bail!("stopped after {} s: {what}{}", self.timeout.as_secs(), tail(&boot));
+                    let what = if running {
+                        "its command did not end"
+                    } else {
+                        "it did not boot"
+                    };
+                    bail!(
+                        "stopped after {} s: {what}{}",
+                        self.timeout.as_secs(),
+                        tail(&boot)
+                    );
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("the machine stopped before its command ended{}", tail(&boot));
+                    bail!(
+                        "the machine stopped before its command ended{}",
+                        tail(&boot)
+                    );
                 }
             };
             if let Some(status) = line.strip_prefix(EXIT_MARK) {
                 eprintln!("[{}] done in {:.0?}", self.label, started.elapsed());
-                return status.trim().parse().map_err(|_| anyhow!("unreadable status: {line}"));
+                return status
+                    .trim()
+                    .parse()
+                    .map_err(|_| anyhow!("unreadable status: {line}"));
             }
             if !running && line.starts_with(START_MARK) {
                 running = true;
@@ -92,7 +106,16 @@ impl Machine<'_> {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(["-M", "q35", "-cpu", "max", "-accel", "tcg,thread=multi", "-smp", "2"])
+            .args([
+                "-M",
+                "q35",
+                "-cpu",
+                "max",
+                "-accel",
+                "tcg,thread=multi",
+                "-smp",
+                "2",
+            ])
             .args(["-m", &self.memory.to_string(), "-no-reboot", "-nodefaults"])
             .args(["-display", "none", "-serial", "stdio", "-monitor", "none"])
             .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
@@ -109,14 +132,21 @@ impl Machine<'_> {
 /// The end of what the console said, for an error.
 fn tail(lines: &[String]) -> String {
     let start = lines.len().saturating_sub(20);
-    lines.iter().skip(start).map(|line| format!("\n    {line}")).collect()
+    lines
+        .iter()
+        .skip(start)
+        .map(|line| format!("\n    {line}"))
+        .collect()
 }
 
 /// Hands over each line without its carriage return, until the end or until `line` says stop.
 fn read_lines(from: impl Read, mut line: impl FnMut(String) -> bool) {
     let mut reader = BufReader::new(from);
     let mut bytes = Vec::new();
-    while reader.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
+    while reader
+        .read_until(b'\n', &mut bytes)
+        .is_ok_and(|count| count > 0)
+    {
         let text = String::from_utf8_lossy(&bytes);
         if !line(text.trim_end_matches(['\r', '\n']).to_owned()) {
             return;

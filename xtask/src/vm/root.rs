@@ -41,17 +41,25 @@ impl Tree {
     pub(super) fn base() -> Result<Self> {
         let applets = command::output(Command::new(BUSYBOX).arg("--list"))
             .context("no busybox; `cargo xtask setup` installs it")?;
-        let mut tree = Self { files: BTreeMap::new() };
+        let mut tree = Self {
+            files: BTreeMap::new(),
+        };
         tree.add_program("bin/busybox", Path::new(BUSYBOX))?;
         for applet in applets.lines().filter(|applet| *applet != "busybox") {
-            tree.files.insert(format!("bin/{applet}"), Content::Link("busybox".into()));
+            tree.files
+                .insert(format!("bin/{applet}"), Content::Link("busybox".into()));
         }
         let text = |text: &str| Content::Text(text.into(), 0o644);
         let users = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
         tree.files.insert("etc/passwd".into(), text(users));
-        tree.files.insert("etc/group".into(), text("root:x:0:\nnogroup:x:65534:\n"));
-        tree.files.insert("etc/hosts".into(), text("127.0.0.1 localhost\n::1 localhost\n"));
-        tree.files.insert("usr/bin/env".into(), Content::Link("/bin/env".into()));
+        tree.files
+            .insert("etc/group".into(), text("root:x:0:\nnogroup:x:65534:\n"));
+        tree.files.insert(
+            "etc/hosts".into(),
+            text("127.0.0.1 localhost\n::1 localhost\n"),
+        );
+        tree.files
+            .insert("usr/bin/env".into(), Content::Link("/bin/env".into()));
         Ok(tree)
     }
 
@@ -65,7 +73,8 @@ impl Tree {
             let name = name.trim_start_matches('/').to_owned();
             self.files.insert(name, Content::Copy(library));
         }
-        self.files.insert(place.to_owned(), Content::Copy(file.to_path_buf()));
+        self.files
+            .insert(place.to_owned(), Content::Copy(file.to_path_buf()));
         Ok(())
     }
 
@@ -78,7 +87,11 @@ impl Tree {
             .with_context(|| format!("cannot list {}", directory.display()))?;
         for entry in entries {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             let place = format!("{place}/{name}");
             if path.is_symlink() {
                 let to = fs::read_link(&path)?.display().to_string();
@@ -128,7 +141,10 @@ fn parse_ldd(text: &str) -> Result<Vec<PathBuf>> {
         if line.contains("not found") {
             bail!("{}", line.trim());
         }
-        let path = line.rsplit_once("=> ").map_or(line, |(_, path)| path).trim();
+        let path = line
+            .rsplit_once("=> ")
+            .map_or(line, |(_, path)| path)
+            .trim();
         let path = path.split(" (").next().unwrap_or_default();
         if path.starts_with('/') {
             paths.push(PathBuf::from(path));
@@ -148,12 +164,17 @@ pub(super) fn write_archive(
     script: &str,
 ) -> Result<PathBuf> {
     let modules = modules(&kernel.modules)?;
-    let names = modules.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>();
+    let names = modules
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect::<Vec<_>>();
     let path = target().join("vm").join(format!("{label}.cpio"));
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut archive = Writer::new(BufWriter::new(file));
     let mut known = BTreeSet::new();
-    for directory in ["dev", "proc", "sys", "tmp", "root", "run", "var/lib", "programs"] {
+    for directory in [
+        "dev", "proc", "sys", "tmp", "root", "run", "var/lib", "programs",
+    ] {
         add_parents(&mut archive, &mut known, &format!("{directory}/x"))?;
     }
     archive.device("dev/console", 5, 1)?;
@@ -165,10 +186,13 @@ pub(super) fn write_archive(
     for (place, content) in &tree.files {
         add_parents(&mut archive, &mut known, place)?;
         match content {
-            Content::Text(text, permissions) => archive.file(place, *permissions, text.as_bytes())?,
+            Content::Text(text, permissions) => {
+                archive.file(place, *permissions, text.as_bytes())?
+            }
             Content::Link(to) => archive.link(place, to)?,
             Content::Copy(from) => {
-                let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+                let bytes =
+                    fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
                 let permissions = fs::metadata(from)?.permissions().mode() & 0o7777;
                 archive.file(place, permissions, &bytes)?;
             }
@@ -196,7 +220,10 @@ fn add_parents(
 /// The first process: sets the machine up, runs the command and switches off. Neither tracefs nor
 /// debugfs is mounted: the agent must not need them.
 fn init(label: &str, modules: &[&str], script: &str) -> String {
-    let modules = modules.iter().map(|name| format!("/modules/{name}.ko")).collect::<Vec<_>>();
+    let modules = modules
+        .iter()
+        .map(|name| format!("/modules/{name}.ko"))
+        .collect::<Vec<_>>();
     format!(
         r#"#!/bin/sh
 export PATH=/bin:/usr/bin HOME=/root TERM=dumb
@@ -246,7 +273,9 @@ fn add_module(
     if found.iter().any(|(known, _)| known == name) {
         return Ok(());
     }
-    let path = paths.get(name).with_context(|| format!("the kernel has no module {name}"))?;
+    let path = paths
+        .get(name)
+        .with_context(|| format!("the kernel has no module {name}"))?;
     let content = read_module(path)?;
     for needed in dependencies(&content) {
         add_module(&needed, paths, found)?;
@@ -257,11 +286,15 @@ fn add_module(
 
 /// Modules by name: a file `a-b.ko` or `a-b.ko.xz` holds `a_b`.
 fn list_modules(directory: &Path, paths: &mut BTreeMap<String, PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(directory)
-        .with_context(|| format!("cannot list {}", directory.display()))?;
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     for entry in entries {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if path.is_dir() {
             list_modules(&path, paths)?;
         } else if let Some((name, _)) = name.split_once(".ko") {
@@ -288,7 +321,9 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
 /// The names after `depends=` in a module's `.modinfo` section, which holds C strings.
 fn dependencies(module: &[u8]) -> Vec<String> {
     let strings = module.split(|byte| *byte == 0);
-    let names = strings.filter_map(|text| text.strip_prefix(b"depends=")).next();
+    let names = strings
+        .filter_map(|text| text.strip_prefix(b"depends="))
+        .next();
     String::from_utf8_lossy(names.unwrap_or_default())
         .split(',')
         .filter(|name| !name.is_empty())
@@ -305,7 +340,10 @@ mod tests {
     fn ldd_lines_give_paths() {
         let text = "\tlinux-vdso.so.1 (0x7ffe)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f)\n\t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
         let paths = parse_ldd(text).unwrap();
-        let wanted = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"];
+        let wanted = [
+            "/lib/x86_64-linux-gnu/libc.so.6",
+            "/lib64/ld-linux-x86-64.so.2",
+        ];
         assert_eq!(paths, wanted.map(PathBuf::from));
         assert!(parse_ldd("\tstatically linked\n").unwrap().is_empty());
     }

@@ -1,0 +1,239 @@
+//! `agent profile`: runs what the specification says.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use agent_ebpf::Counter;
+use anyhow::Context;
+
+use super::args::Verbosity;
+use super::destination::{Destination, Target};
+use super::profile_args::ProfileSpec;
+use super::run::{self, Ended, Progress, Signals, Subjects};
+use super::spec::{OutputSpec, Scope, TargetSpec, default_name};
+use super::terminal;
+use crate::naming;
+use crate::output::{self, Format, summary};
+use crate::preflight::{self, Kernel};
+use crate::probe::cpu::{self, Clock, Samples};
+use crate::process;
+use crate::profile::{Accounting, Cost, Facts, Profile, TargetFacts};
+use crate::session::{Attached, Loaded, Needs};
+
+/// Maps that only other commands use.
+const UNUSED_MAPS: &[&str] = &[];
+
+/// Samples, names, writes the outputs and the summary; returns the exit code.
+///
+/// # Errors
+/// Whatever keeps the run from starting, or its outputs from being written.
+pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    preflight::check_frequency(spec.frequency.get())?;
+    let kernel = Kernel::probe()?;
+    let started = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs());
+    let mut subjects = Subjects::take(&spec.target)?;
+    let (comm, pid) = subjects.first(&spec.target);
+    let outputs = prepare(&spec.output, &comm, pid, started)?;
+    let loaded = Loaded::load(
+        kernel,
+        &Needs {
+            stacks: true,
+            unused_maps: UNUSED_MAPS,
+        },
+    )?;
+    let processes = std::mem::take(&mut subjects.processes);
+    let mut session = loaded.follow(processes, spec.target.children)?;
+    session.tables_ready().await;
+    let clock = cpu::attach(&mut session, spec.frequency.get())?;
+    let begin = Instant::now();
+    subjects.release()?;
+    let mut samples = Samples::default();
+    let ended = sample(
+        &mut session,
+        &mut subjects,
+        &mut signals,
+        &spec.target,
+        verbosity,
+        &mut samples,
+    )
+    .await;
+    cpu::detach(&mut session)?;
+    let duration = begin.elapsed();
+    session.drain(&mut |bytes, targets| samples.take(bytes, targets));
+    let command = subjects.finish(ended);
+    let mut profile = Profile::default();
+    profile.facts = facts(&session, &spec, clock, started, duration, ended);
+    naming::name(&mut profile, &samples, session.targets());
+    profile.accounting = accounting(&session, &samples, &profile.facts);
+    profile.cost = cost(&session, &profile.accounting);
+    let files = write(outputs, &profile)?;
+    if !verbosity.quiet {
+        say_summary(&profile, &files);
+    }
+    Ok(run::exit_code(command, profile.samples() > 0))
+}
+
+/// Makes sure that every output can be written, before time is spent.
+fn prepare(
+    spec: &OutputSpec,
+    comm: &str,
+    pid: u32,
+    started: u64,
+) -> anyhow::Result<Vec<(Destination, Format)>> {
+    let wanted = match spec {
+        OutputSpec::Named(format) => {
+            vec![(
+                Target::File(default_name("profile", comm, pid, started, *format)),
+                *format,
+            )]
+        }
+        OutputSpec::Given(given) => given.clone(),
+    };
+    wanted
+        .into_iter()
+        .map(|(target, format)| Ok((Destination::prepare(target)?, format)))
+        .collect()
+}
+
+async fn sample(
+    session: &mut Attached,
+    subjects: &mut Subjects,
+    signals: &mut Signals,
+    target: &TargetSpec,
+    verbosity: Verbosity,
+    samples: &mut Samples,
+) -> Ended {
+    let mut progress = Progress::new(verbosity);
+    let taken = std::cell::Cell::new(0u64);
+    let ended = run::until_end(
+        session,
+        subjects,
+        signals,
+        target.duration,
+        &mut |bytes, targets| {
+            samples.take(bytes, targets);
+            taken.set(taken.get() + 1);
+        },
+        |_, elapsed| progress.show(|| progress_line(elapsed, target, taken.get())),
+    )
+    .await;
+    progress.clear();
+    ended
+}
+
+fn progress_line(elapsed: Duration, target: &TargetSpec, samples: u64) -> String {
+    let of = target.duration.map_or(String::new(), |duration| {
+        format!(" of {:.0}", duration.as_secs_f64())
+    });
+    let end = match target.scope {
+        Scope::Processes(_) => "Ctrl-C ends early and keeps what was seen",
+        Scope::Command(_) => "until the command exits",
+    };
+    format!(
+        "sampling: {:.1}{of} s, {samples} samples; {end}",
+        elapsed.as_secs_f64()
+    )
+}
+
+fn facts(
+    session: &Attached,
+    spec: &ProfileSpec,
+    clock: Clock,
+    started: u64,
+    duration: Duration,
+    ended: Ended,
+) -> Facts {
+    let target = |tracked: &crate::session::target::Tracked| TargetFacts {
+        pid: tracked.pid,
+        comm: tracked.comm.clone(),
+        exe: tracked.exe.clone(),
+    };
+    Facts {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        command_line: std::env::args_os()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect(),
+        kernel: session.kernel().name.clone(),
+        event: clock.name().to_owned(),
+        frequency: spec.frequency.get(),
+        cpus: session.kernel().cpus.len() as u32,
+        started,
+        duration_seconds: duration.as_secs_f64(),
+        targets: session.targets().list().iter().map(target).collect(),
+        ended: ended.name().to_owned(),
+    }
+}
+
+/// Where every tick went. Samples that reached us but could not be read are a loss like any other.
+fn accounting(session: &Attached, samples: &Samples, facts: &Facts) -> Accounting {
+    let counters = session.counters();
+    let mut accounting = Accounting {
+        ticks: counters.get(Counter::Ticks),
+        idle: counters.get(Counter::Idle),
+        other: counters.get(Counter::Other),
+        emitted: counters.get(Counter::Emitted)
+            - samples.undecoded.min(counters.get(Counter::Emitted)),
+        expected_ticks: (facts.duration_seconds * facts.frequency as f64).round() as u64
+            * u64::from(facts.cpus),
+        recursion_misses: session.recursion_misses(),
+        frame_pointer_frames: counters.get(Counter::FramePointerFallback),
+        ..Accounting::default()
+    };
+    for counter in [Counter::LostRingFull, Counter::LostScratchBusy] {
+        accounting
+            .lost
+            .insert(counter.name(), counters.get(counter));
+    }
+    accounting.lost.insert("undecoded", samples.undecoded);
+    for counter in [Counter::LostChild, Counter::LostProcessRecord] {
+        if counters.get(counter) > 0 {
+            accounting
+                .notes
+                .insert(counter.name().replace('_', " "), counters.get(counter));
+        }
+    }
+    accounting.notes.extend(session.targets().notes());
+    accounting
+}
+
+fn cost(session: &Attached, accounting: &Accounting) -> Cost {
+    let (cpu_seconds, peak_rss_bytes) = process::own_usage();
+    let counters = session.counters();
+    let per_sample =
+        |total: u64| (accounting.emitted > 0).then(|| total as f64 / accounting.emitted as f64);
+    Cost {
+        cpu_seconds,
+        peak_rss_bytes,
+        bpf_map_bytes: Some(session.map_bytes()),
+        bpf_ns_per_sample: per_sample(counters.get(Counter::Nanoseconds)),
+        bytes_per_sample: per_sample(session.bytes()),
+    }
+}
+
+fn write(outputs: Vec<(Destination, Format)>, profile: &Profile) -> anyhow::Result<Vec<String>> {
+    let mut files = Vec::new();
+    for (destination, format) in outputs {
+        let bytes = output::render(format, profile)?;
+        let path = destination.path().map(|path| path.display().to_string());
+        destination.write(&bytes)?;
+        files.extend(path);
+    }
+    Ok(files)
+}
+
+fn say_summary(profile: &Profile, files: &[String]) {
+    let mut stderr = io::stderr();
+    let (style, width) = terminal::look(stderr.is_terminal());
+    let text = summary::render(
+        profile,
+        summary::Options {
+            style,
+            width,
+            files,
+        },
+    );
+    let _ = stderr.write_all(text.as_bytes());
+}

@@ -1,0 +1,257 @@
+//! What every subcommand that watches processes shares: the targets, the loop, the end.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::launch::{Held, LaunchError, Running, shell_code};
+use super::spec::{Scope, TargetSpec};
+use super::{Exit, args::Verbosity};
+use crate::process::Process;
+use crate::session::Attached;
+use crate::session::target::Targets;
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The time was over.
+    Duration,
+    /// Ctrl-C or SIGTERM.
+    Interrupted,
+    /// All processes in scope have ended.
+    TargetExited,
+}
+
+impl Ended {
+    /// As it stands in the outputs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Ended::Duration => "duration",
+            Ended::Interrupted => "interrupted",
+            Ended::TargetExited => "target_exited",
+        }
+    }
+}
+
+/// The processes to look at, taken hold of, or a program that waits to be started.
+pub struct Subjects {
+    /// Those in scope from the start.
+    pub processes: Vec<Process>,
+    held: Option<Held>,
+    running: Option<Running>,
+    status: Option<ExitStatus>,
+}
+
+impl Subjects {
+    /// Takes hold of them.
+    ///
+    /// # Errors
+    /// No such process, one that cannot be looked at, or a program that cannot be started.
+    pub fn take(spec: &TargetSpec) -> anyhow::Result<Self> {
+        let (processes, held) = match &spec.scope {
+            Scope::Processes(pids) => {
+                let mut processes = Vec::new();
+                for &pid in pids {
+                    processes.push(Process::open(pid)?);
+                }
+                if spec.children {
+                    add_descendants(&mut processes);
+                }
+                (processes, None)
+            }
+            Scope::Command(command) => {
+                let held = Held::start(command)?;
+                (vec![Process::open(held.pid())?], Some(held))
+            }
+        };
+        Ok(Self {
+            processes,
+            held,
+            running: None,
+            status: None,
+        })
+    }
+
+    /// The name and id of the first, for titles and file names. A program that waits to be
+    /// started has the name of its file.
+    pub fn first(&self, spec: &TargetSpec) -> (String, u32) {
+        let pid = self.processes.first().map_or(0, Process::pid);
+        let comm = match &spec.scope {
+            Scope::Command(command) => command
+                .first()
+                .map(std::path::Path::new)
+                .and_then(|path| path.file_name())
+                .map(|name| name.to_string_lossy().into_owned()),
+            Scope::Processes(_) => None,
+        };
+        let stat = || {
+            self.processes
+                .first()
+                .and_then(|process| process.stat().ok())
+        };
+        (
+            comm.or_else(|| stat().map(|stat| stat.comm))
+                .unwrap_or_default(),
+            pid,
+        )
+    }
+
+    /// Starts the program that waits, if there is one.
+    ///
+    /// # Errors
+    /// When it cannot be executed.
+    pub fn release(&mut self) -> Result<(), LaunchError> {
+        if let Some(held) = self.held.take() {
+            self.running = Some(held.release()?);
+        }
+        Ok(())
+    }
+
+    fn command_ended(&mut self) -> bool {
+        if let Some(running) = &mut self.running
+            && self.status.is_none()
+        {
+            self.status = running.try_wait();
+        }
+        self.status.is_some()
+    }
+
+    /// Ends the program that we started, if it still runs, and gives its exit code; one that we
+    /// ended ourselves gives none.
+    pub fn finish(mut self, ended: Ended) -> Option<u8> {
+        if self.running.is_some() && !self.command_ended() {
+            if let Some(running) = &mut self.running {
+                self.status = running.end();
+            }
+            if ended == Ended::Duration {
+                return None;
+            }
+        }
+        self.status.map(shell_code)
+    }
+}
+
+/// Adds the living descendants of the processes, each once.
+fn add_descendants(processes: &mut Vec<Process>) {
+    let mut next = 0;
+    while let Some(process) = processes.get(next) {
+        for child in process.children() {
+            if processes.iter().all(|process| process.pid() != child)
+                && let Ok(child) = Process::open(child)
+            {
+                processes.push(child);
+            }
+        }
+        next += 1;
+    }
+}
+
+/// Ctrl-C and SIGTERM, caught from early on so that what was seen is never lost.
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Catches them from now on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Runs until the time is over, the targets have ended or the user has seen enough. `record` takes
+/// each record of the probes; `tick` is called after each look, several times a second.
+pub async fn until_end(
+    session: &mut Attached,
+    subjects: &mut Subjects,
+    signals: &mut Signals,
+    duration: Option<Duration>,
+    record: &mut impl FnMut(&[u8], &Targets),
+    mut tick: impl FnMut(&mut Attached, Duration),
+) -> Ended {
+    let started = Instant::now();
+    let deadline = duration.map(|duration| started + duration);
+    loop {
+        let time_left = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            () = session.pump(record) => None,
+            () = signals.wait() => Some(Ended::Interrupted),
+            () = time_left => Some(Ended::Duration),
+        };
+        if let Some(ended) = ended {
+            return ended;
+        }
+        tick(session, started.elapsed());
+        // The program's children may outlive it: with --children they keep the run going.
+        let command_ended = subjects.command_ended();
+        if session.targets().all_ended() || command_ended && session.targets().list().len() == 1 {
+            return Ended::TargetExited;
+        }
+    }
+}
+
+/// A line on the terminal that is written over while the run goes on.
+pub struct Progress {
+    shown: bool,
+    enabled: bool,
+    last: Option<Instant>,
+}
+
+impl Progress {
+    /// Only on a terminal, and not with `--quiet`.
+    pub fn new(verbosity: Verbosity) -> Self {
+        Self {
+            shown: false,
+            enabled: !verbosity.quiet && io::stderr().is_terminal(),
+            last: None,
+        }
+    }
+
+    /// Shows the line, a few times a second at most.
+    pub fn show(&mut self, line: impl FnOnce() -> String) {
+        let due = self
+            .last
+            .is_none_or(|last| last.elapsed() >= Duration::from_millis(200));
+        if self.enabled && due {
+            self.last = Some(Instant::now());
+            self.shown = true;
+            let _ = write!(io::stderr(), "\r\x1b[K{}", line());
+        }
+    }
+
+    /// Takes the line away.
+    pub fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// The exit code: the started program's own where it failed, else whether anything was seen.
+pub fn exit_code(command: Option<u8>, seen: bool) -> u8 {
+    match command {
+        Some(code) if code != 0 => code,
+        _ if seen => Exit::Ok.code(),
+        _ => Exit::NothingSeen.code(),
+    }
+}

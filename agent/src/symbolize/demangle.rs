@@ -1,0 +1,109 @@
+//! From linker names to readable ones.
+
+use std::fmt;
+
+use cpp_demangle::{DemangleOptions, ParseOptions, Symbol};
+
+/// Longest name that is given out, in bytes.
+pub(super) const MAX_NAME: usize = 4096;
+/// How deep a C++ name may nest.
+const MAX_DEPTH: u32 = 96;
+
+/// The name as a programmer wrote it: C++ with parameters, Rust without the hash; anything else
+/// (C, Go) as it is. At most [`MAX_NAME`] bytes, ending in `…` if there were more.
+pub(super) fn demangle(name: &str) -> String {
+    if name.len() <= 2 * MAX_NAME {
+        if let Some(name) = rust(name).or_else(|| cpp(name)) {
+            return name;
+        }
+    }
+    shorten(name.to_owned())
+}
+
+/// Cuts a name that is longer than [`MAX_NAME`].
+pub(super) fn shorten(mut name: String) -> String {
+    if name.len() > MAX_NAME {
+        let mut end = MAX_NAME - '…'.len_utf8();
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.truncate(end);
+        name.push('…');
+    }
+    name
+}
+
+fn rust(name: &str) -> Option<String> {
+    let symbol = rustc_demangle::try_demangle(name).ok()?;
+    bounded(|out| fmt::write(out, format_args!("{symbol:#}")))
+}
+
+fn cpp(name: &str) -> Option<String> {
+    if !name.starts_with("_Z") {
+        return None;
+    }
+    let options = ParseOptions::default().recursion_limit(MAX_DEPTH);
+    let symbol = Symbol::new_with_options(name.as_bytes(), &options).ok()?;
+    let options = DemangleOptions::default().recursion_limit(MAX_DEPTH);
+    bounded(|out| symbol.structured_demangle(out, &options))
+}
+
+/// Collects what is written, up to the limit: a short mangled name can stand for a very long one.
+fn bounded(write: impl FnOnce(&mut Bounded) -> fmt::Result) -> Option<String> {
+    let mut out = Bounded(String::new());
+    match write(&mut out) {
+        Err(_) if out.0.len() <= MAX_NAME => None,
+        _ => Some(shorten(out.0)),
+    }
+}
+
+struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.push_str(text);
+        if self.0.len() > MAX_NAME {
+            return Err(fmt::Error);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_language() {
+        assert_eq!(demangle("main"), "main");
+        assert_eq!(demangle("main.(*Server).Serve"), "main.(*Server).Serve");
+        assert_eq!(demangle("_ZN3foo3barEi"), "foo::bar(int)");
+        assert_eq!(demangle("_Z3foov.cold"), "foo() [clone .cold]");
+        assert_eq!(
+            demangle("_ZN4core3fmt9Formatter3pad17h0123456789abcdefE"),
+            "core::fmt::Formatter::pad"
+        );
+        assert_eq!(
+            demangle("_RNvNtCs1234_7mycrate3foo3bar"),
+            "mycrate::foo::bar"
+        );
+        assert_eq!(demangle("_Zgarbage"), "_Zgarbage");
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        let cut = demangle(&"é".repeat(9000));
+        assert!(cut.len() <= MAX_NAME && cut.ends_with('…'));
+    }
+
+    #[test]
+    fn short_names_for_long_ones_are_cut() {
+        // Each substitution doubles what stands before it.
+        let mut pairs = String::from("1a");
+        for _ in 0..40 {
+            pairs = format!("St4pairI{pairs}S0_E");
+        }
+        assert!(demangle(&format!("_Z1f{pairs}")).len() <= MAX_NAME);
+    }
+}

@@ -1,0 +1,299 @@
+//! Which units describe an address.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use gimli::{
+    Abbreviations, AttributeValue, DebugAbbrev, DebugAbbrevOffset, DebugAddrBase, DebugInfoOffset,
+    DebugLineOffset, DebugRngListsBase, Error, RangeListsOffset, Reader, Result, Section as _,
+    UnitHeader,
+};
+
+use super::super::reader::Pages;
+use super::clock::Clock;
+use super::{Dwarf, Unit};
+
+/// More units than any real program has.
+const MAX_UNITS: usize = 1 << 18;
+/// Largest table of abbreviations, in bytes: it takes some thirty times that in memory.
+const MAX_ABBREVIATIONS: usize = 4 << 20;
+/// Largest header of a line program, in bytes, which holds the names of its files.
+const MAX_LINE_HEADER: u64 = 1 << 20;
+/// Most ranges of one unit or function.
+pub(super) const MAX_RANGES: usize = 1 << 16;
+
+/// The units of a file, by their headers.
+pub(super) struct Units<'d, 'a> {
+    dwarf: &'d Dwarf<'a>,
+    clock: &'d Clock,
+    /// In the order of their offsets.
+    headers: Vec<UnitHeader<Pages<'a>>>,
+    /// The last table used: files rewritten by `dwz` share one among all their units.
+    abbreviations: RefCell<Option<(DebugAbbrevOffset, Arc<Abbreviations>)>>,
+}
+
+impl<'d, 'a> Units<'d, 'a> {
+    /// Reads the headers, as far as they are in order.
+    pub(super) fn of(dwarf: &'d Dwarf<'a>, clock: &'d Clock) -> Self {
+        let mut headers = Vec::new();
+        let mut units = dwarf.units();
+        while let Ok(Some(header)) = units.next() {
+            headers.push(header);
+            if headers.len() == MAX_UNITS || clock.step() {
+                break;
+            }
+        }
+        Units {
+            dwarf,
+            clock,
+            headers,
+            abbreviations: RefCell::new(None),
+        }
+    }
+
+    /// Calls `visit` for each unit that says it covers some of the ascending addresses, with the
+    /// unit's number and the ascending indices of the addresses.
+    pub(super) fn for_each_covering(
+        &self,
+        addresses: &[u64],
+        mut visit: impl FnMut(usize, &[usize]),
+    ) {
+        let (listed, covering) = self.listed(addresses);
+        for (&offset, covered) in &covering {
+            if let Some(unit) = self.at(offset)
+                && !self.clock.is_over()
+            {
+                visit(unit, covered);
+            }
+        }
+        for (unit, header) in self.headers.iter().enumerate() {
+            let offset = header.offset().as_debug_info_offset();
+            if offset.is_none_or(|offset| listed.contains(&offset.0)) {
+                continue;
+            }
+            if self.clock.is_over() {
+                return;
+            }
+            let mut covered = Vec::new();
+            // What was found before an error still counts.
+            let _ = self.root(header).and_then(|root| {
+                root.for_each_range(self.dwarf, header, |low, high| {
+                    covered.extend(indices(addresses, low, high));
+                    covered.len() <= addresses.len() && !self.clock.step()
+                })
+            });
+            covered.sort_unstable();
+            covered.dedup();
+            if !covered.is_empty() {
+                visit(unit, &covered);
+            }
+        }
+    }
+
+    /// The units that `.debug_aranges` lists, by offset, and those of them that cover addresses.
+    fn listed(&self, addresses: &[u64]) -> (HashSet<usize>, BTreeMap<usize, Vec<usize>>) {
+        let mut listed = HashSet::new();
+        let mut covering: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut sets = self.dwarf.debug_aranges.headers();
+        while let Ok(Some(set)) = sets.next() {
+            let unit = set.debug_info_offset().0;
+            let mut entries = set.entries();
+            let mut covered = Vec::new();
+            while let Ok(Some(entry)) = entries.next() {
+                let range = entry.range();
+                covered.extend(indices(addresses, range.begin, range.end));
+                if entry.length() != 0 {
+                    listed.insert(unit);
+                }
+                if covered.len() > addresses.len() || self.clock.step() {
+                    break;
+                }
+            }
+            if !covered.is_empty() {
+                covering.entry(unit).or_default().append(&mut covered);
+            }
+            if listed.len() > MAX_UNITS {
+                break;
+            }
+        }
+        for covered in covering.values_mut() {
+            covered.sort_unstable();
+            covered.dedup();
+        }
+        (listed, covering)
+    }
+
+    /// The number of the unit that starts at this offset of `.debug_info`.
+    fn at(&self, offset: usize) -> Option<usize> {
+        self.headers
+            .binary_search_by_key(&Some(offset), |header| {
+                header
+                    .offset()
+                    .as_debug_info_offset()
+                    .map(|offset| offset.0)
+            })
+            .ok()
+    }
+
+    /// The number of the unit that holds this offset of `.debug_info`.
+    pub(super) fn holding(&self, offset: DebugInfoOffset) -> Option<usize> {
+        self.headers
+            .partition_point(|header| {
+                header
+                    .offset()
+                    .as_debug_info_offset()
+                    .is_some_and(|start| start.0 <= offset.0)
+            })
+            .checked_sub(1)
+    }
+
+    /// Reads what is common to a unit's entries; `None` if it is broken or out of all proportion.
+    pub(super) fn open(&self, unit: usize) -> Option<Unit<'a>> {
+        let header = self.headers.get(unit)?;
+        let root = self.root(header).ok()?;
+        if let Some(offset) = root.line_program
+            && self.line_header_length(offset).ok()? > MAX_LINE_HEADER
+        {
+            return None;
+        }
+        let abbreviations = self.abbreviations(header).ok()?;
+        gimli::Unit::new_with_abbreviations(self.dwarf, header.clone(), abbreviations).ok()
+    }
+
+    fn abbreviations(&self, header: &UnitHeader<Pages<'a>>) -> Result<Arc<Abbreviations>> {
+        let offset = header.debug_abbrev_offset();
+        if let Some((last, abbreviations)) = &*self.abbreviations.borrow()
+            && *last == offset
+        {
+            return Ok(Arc::clone(abbreviations));
+        }
+        let mut section = *self.dwarf.debug_abbrev.reader();
+        let end = offset.0.saturating_add(MAX_ABBREVIATIONS);
+        section.truncate(end.min(section.len()))?;
+        let table = Arc::new(header.abbreviations(&DebugAbbrev::from(section))?);
+        *self.abbreviations.borrow_mut() = Some((offset, Arc::clone(&table)));
+        Ok(table)
+    }
+
+    fn root(&self, header: &UnitHeader<Pages<'a>>) -> Result<Root<'a>> {
+        let abbreviations = self.abbreviations(header)?;
+        let mut entries = header.entries_raw(&abbreviations, None)?;
+        let abbreviation = entries.read_abbreviation()?.ok_or(Error::MissingUnitDie)?;
+        let mut root = Root::new();
+        for spec in abbreviation.attributes() {
+            let attribute = entries.read_attribute(*spec)?;
+            match (attribute.name(), attribute.value()) {
+                (gimli::DW_AT_low_pc, value) => root.low = Some(value),
+                (gimli::DW_AT_high_pc, value) => root.high = Some(value),
+                (gimli::DW_AT_ranges, value) => root.ranges = Some(value),
+                (gimli::DW_AT_stmt_list, AttributeValue::DebugLineRef(offset)) => {
+                    root.line_program = Some(offset);
+                }
+                (_, AttributeValue::DebugAddrBase(base)) => root.addresses = base,
+                (_, AttributeValue::DebugRngListsBase(base)) => root.lists = base,
+                _ => {}
+            }
+        }
+        if root.lists.0 == 0 {
+            let encoding = header.encoding();
+            root.lists = DebugRngListsBase::default_for_encoding_and_file(
+                encoding,
+                gimli::DwarfFileType::Main,
+            );
+        }
+        Ok(root)
+    }
+
+    /// The length of a line program's header in bytes, as it says itself (DWARF 5, 6.2.4).
+    fn line_header_length(&self, offset: DebugLineOffset) -> Result<u64> {
+        let mut reader = *self.dwarf.debug_line.reader();
+        reader.skip(offset.0)?;
+        let (_, format) = reader.read_initial_length()?;
+        if reader.read_u16()? >= 5 {
+            reader.skip(2)?;
+        }
+        Ok(reader.read_length(format)? as u64)
+    }
+}
+
+/// The attributes of a unit's first entry that say where its code lies.
+struct Root<'a> {
+    low: Option<AttributeValue<Pages<'a>>>,
+    high: Option<AttributeValue<Pages<'a>>>,
+    ranges: Option<AttributeValue<Pages<'a>>>,
+    line_program: Option<DebugLineOffset>,
+    addresses: DebugAddrBase,
+    lists: DebugRngListsBase,
+}
+
+impl<'a> Root<'a> {
+    fn new() -> Self {
+        Root {
+            low: None,
+            high: None,
+            ranges: None,
+            line_program: None,
+            addresses: DebugAddrBase(0),
+            lists: DebugRngListsBase(0),
+        }
+    }
+
+    /// Calls `visit` with the bounds of each range until it answers false.
+    fn for_each_range(
+        &self,
+        dwarf: &Dwarf<'a>,
+        header: &UnitHeader<Pages<'a>>,
+        mut visit: impl FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
+        let encoding = header.encoding();
+        let address = |value| match value {
+            Some(AttributeValue::Addr(address)) => Ok(Some(address)),
+            Some(AttributeValue::DebugAddrIndex(index)) => dwarf
+                .debug_addr
+                .get_address(encoding.address_size, self.addresses, index)
+                .map(Some),
+            _ => Ok(None),
+        };
+        let low = address(self.low)?;
+        let offset = match self.ranges {
+            Some(AttributeValue::RangeListsRef(offset)) => Some(RangeListsOffset(offset.0)),
+            Some(AttributeValue::DebugRngListsIndex(index)) => {
+                Some(dwarf.ranges.get_offset(encoding, self.lists, index)?)
+            }
+            _ => None,
+        };
+        if let Some(offset) = offset {
+            let base = low.unwrap_or(0);
+            let lists = &dwarf.ranges;
+            let mut ranges =
+                lists.ranges(offset, encoding, base, &dwarf.debug_addr, self.addresses)?;
+            for _ in 0..MAX_RANGES {
+                match ranges.next()? {
+                    Some(range) if visit(range.begin, range.end) => {}
+                    _ => break,
+                }
+            }
+            return Ok(());
+        }
+        let high = match self.high {
+            Some(AttributeValue::Udata(size)) => low.and_then(|low| low.checked_add(size)),
+            other => address(other)?,
+        };
+        if let (Some(low), Some(high)) = (low, high) {
+            visit(low, high);
+        }
+        Ok(())
+    }
+}
+
+/// The indices of the ascending addresses within `low..high`. Code at address 0 is what a linker
+/// has thrown away.
+pub(super) fn indices(addresses: &[u64], low: u64, high: u64) -> std::ops::Range<usize> {
+    if low == 0 || low >= high {
+        return 0..0;
+    }
+    let first = addresses.partition_point(|&address| address < low);
+    let rest = addresses.get(first..).unwrap_or_default();
+    first..first + rest.partition_point(|&address| address < high)
+}

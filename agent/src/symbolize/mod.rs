@@ -1,0 +1,168 @@
+//! Names of addresses: open files in, [`Frame`]s out.
+//!
+//! Nothing here needs privileges or opens a path of the target, except [`debug_files`], which
+//! finds separate debug information. No file is mapped; each is read in pieces, and what its
+//! headers claim is believed only as far as its size allows. A file that is broken costs names:
+//! its addresses come back with the reason, never as an error.
+//!
+//! - [`module`]: an ELF file (`debug_info`, the separate debug file, MiniDebugInfo, `.symtab`,
+//!   `.dynsym`, stubs of the procedure linkage table)
+//! - [`perf_map`]: the file in which a JIT lists its code
+//! - [`kernel`]: `/proc/kallsyms`
+
+pub mod debug_files;
+mod decompress;
+mod demangle;
+mod dwarf;
+mod elf;
+mod kernel;
+mod perf_map;
+mod plt;
+mod reader;
+mod separate;
+mod source;
+mod symtab;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::profile::{Frame, Space, Unnamed};
+
+pub use debug_files::{DebugFiles, NoDebugFiles};
+pub use elf::build_id;
+pub use kernel::kernel;
+pub use perf_map::{NotTrusted, check_perf_map_owner, perf_map};
+
+use dwarf::Site;
+use elf::Elf;
+use separate::Separate;
+use source::Source;
+
+/// Names addresses of one module. `file` is the module itself, `name` its name as it is shown,
+/// `debug` finds its separate debug information; `addresses` are ELF virtual addresses in
+/// ascending order, those of calls being the return address minus one.
+///
+/// For each address the functions there, innermost (inlined) first, the physical function last;
+/// at least one frame, which says in [`Frame::unnamed`] why it has no name if it has none.
+/// Debug information that takes more than ten seconds is given up for the symbol table.
+pub fn module(
+    file: &File,
+    name: &str,
+    debug: &dyn DebugFiles,
+    addresses: &[u64],
+) -> Vec<Vec<Frame>> {
+    // The libraries that parse this outside input are written not to panic; if one does, that
+    // costs this module's names and not the profile.
+    let sites = catch_unwind(AssertUnwindSafe(|| sites(file, debug, addresses)))
+        .unwrap_or(Err(Unnamed::Malformed));
+    let frames = |address, sites| frames(name, address, sites);
+    match sites {
+        Ok(sites) => addresses
+            .iter()
+            .zip(sites)
+            .map(|(&address, sites)| frames(address, Ok(sites)))
+            .collect(),
+        Err(reason) => addresses
+            .iter()
+            .map(|&address| frames(address, Err(reason)))
+            .collect(),
+    }
+}
+
+/// Turns what is known of an address into frames.
+fn frames(module: &str, address: u64, sites: Result<Vec<Site>, Unnamed>) -> Vec<Frame> {
+    let (sites, reason) = match sites {
+        Ok(sites) => (sites, Unnamed::NotCovered),
+        Err(reason) => (Vec::new(), reason),
+    };
+    let sites = match sites.is_empty() {
+        true => vec![Site::default()],
+        false => sites,
+    };
+    let physical = sites.len() - 1;
+    let frame = |(index, site): (usize, Site)| Frame {
+        space: Space::User,
+        module: Some(module.to_owned()),
+        unnamed: site.function.is_none().then_some(reason),
+        function: site.function,
+        file: site.file,
+        line: site.line,
+        inlined: index != physical,
+        address,
+    };
+    sites.into_iter().enumerate().map(frame).collect()
+}
+
+fn sites(
+    file: &File,
+    debug: &dyn DebugFiles,
+    addresses: &[u64],
+) -> Result<Vec<Vec<Site>>, Unnamed> {
+    let source = Source::file(file).ok_or(Unnamed::FileUnavailable)?;
+    let elf = Elf::parse(source).ok_or(Unnamed::Malformed)?;
+    let separate = Separate::find(&elf, debug);
+    let mut sites = vec![Vec::new(); addresses.len()];
+    let debug_info = separate.debug_info(&elf);
+    if let Some(debug_info) = debug_info {
+        // A panic in here costs the debug information alone.
+        let described = catch_unwind(AssertUnwindSafe(|| {
+            dwarf::sites(debug_info, separate.alternate.as_ref(), addresses)
+        }));
+        sites = described.unwrap_or(sites);
+    }
+    let tables = add_symbols(&elf, &separate, addresses, &mut sites);
+    if !tables && debug_info.is_none() {
+        let any = |sites: &Vec<Site>| !sites.is_empty();
+        if !sites.iter().any(any) {
+            return Err(Unnamed::NoSymbols);
+        }
+    }
+    Ok(sites)
+}
+
+/// Fills in physical functions that have no name yet from the symbol tables; whether there is
+/// any.
+fn add_symbols(
+    elf: &Elf<'_>,
+    separate: &Separate<'_>,
+    addresses: &[u64],
+    sites: &mut [Vec<Site>],
+) -> bool {
+    let mut any = false;
+    for elf in separate.symbol_files(elf) {
+        let missing: Vec<usize> = (0..sites.len())
+            .filter(|&at| is_missing(&sites[at]))
+            .collect();
+        let wanted: Vec<u64> = missing.iter().map(|&at| addresses[at]).collect();
+        let Some(names) = symtab::names(elf, &wanted) else {
+            continue;
+        };
+        any = true;
+        for (at, name) in missing.into_iter().zip(names) {
+            set_name(&mut sites[at], name.map(|name| demangle::demangle(&name)));
+        }
+    }
+    for (sites, &address) in sites.iter_mut().zip(addresses) {
+        if is_missing(sites) {
+            set_name(sites, plt::name(elf, address));
+        }
+    }
+    any
+}
+
+fn is_missing(sites: &[Site]) -> bool {
+    sites.last().is_none_or(|site| site.function.is_none())
+}
+
+fn set_name(sites: &mut Vec<Site>, function: Option<String>) {
+    match sites.last_mut() {
+        _ if function.is_none() => {}
+        Some(physical) => physical.function = function,
+        None => sites.push(Site {
+            function,
+            ..Site::default()
+        }),
+    }
+}

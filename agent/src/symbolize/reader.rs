@@ -1,0 +1,362 @@
+//! A section of debug information as gimli reads it: pages come from the file when they are
+//! first used, so that finding a few functions in gigabytes of DWARF reads only their units.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::fmt;
+
+use gimli::{Error, LittleEndian, Reader, ReaderOffsetId, Result};
+use object::elf;
+use object::{LittleEndian as LE, pod};
+
+use super::decompress::{self, Method};
+use super::elf::{Elf, Section};
+use super::source::Source;
+
+/// Bytes read at a time. Small, since finding a unit needs only its first bytes.
+const PAGE: usize = 4096;
+/// Largest section that is read, in bytes: bounds the table of its pages.
+const MAX_SECTION: u64 = 8 << 30;
+
+/// The contents of a section, compressed or not.
+pub(super) struct Contents<'a> {
+    source: &'a Source<'a>,
+    offset: u64,
+    length: usize,
+    data: Data,
+}
+
+enum Data {
+    Pages(Box<[OnceCell<Box<[u8]>>]>),
+    Packed {
+        method: Method,
+        size: u64,
+        unpacked: OnceCell<Vec<u8>>,
+    },
+}
+
+impl<'a> Contents<'a> {
+    /// The section of this name (`.debug_info`), also in its old compressed form
+    /// (`.zdebug_info`); empty if there is none.
+    pub(super) fn of(elf: &'a Elf<'a>, name: &str) -> Self {
+        let found = match elf.section(name) {
+            Some(section) if section.is_compressed() => packed(elf, section),
+            Some(section) => plain(elf, section),
+            None => elf
+                .section(&name.replacen(".debug", ".zdebug", 1))
+                .and_then(|section| old_packed(elf, section)),
+        };
+        found.unwrap_or(Contents {
+            source: &elf.source,
+            offset: 0,
+            length: 0,
+            data: Data::Pages(Box::default()),
+        })
+    }
+
+    /// A reader of the whole section.
+    pub(super) fn reader(&'a self) -> Pages<'a> {
+        Pages {
+            contents: self,
+            start: 0,
+            end: self.length,
+            window: &[],
+        }
+    }
+
+    /// Bytes from `start` to the end of what is at hand there; empty at the end of the section.
+    fn window(&self, start: usize) -> Result<&[u8]> {
+        if start >= self.length {
+            return Ok(&[]);
+        }
+        match &self.data {
+            Data::Pages(pages) => {
+                let page = pages.get(start / PAGE).ok_or(Error::Io)?;
+                let bytes = match page.get() {
+                    Some(bytes) => bytes,
+                    None => {
+                        let bytes = self.read_page(start / PAGE).ok_or(Error::Io)?;
+                        page.get_or_init(|| bytes)
+                    }
+                };
+                bytes.get(start % PAGE..).ok_or(Error::Io)
+            }
+            Data::Packed {
+                method,
+                size,
+                unpacked,
+            } => {
+                let bytes = unpacked.get_or_init(|| {
+                    self.source
+                        .read(self.offset, *size, *size)
+                        .and_then(|packed| {
+                            decompress::section(*method, &packed, self.length as u64)
+                        })
+                        .unwrap_or_default()
+                });
+                bytes.get(start..).ok_or(Error::Io)
+            }
+        }
+    }
+
+    fn read_page(&self, page: usize) -> Option<Box<[u8]>> {
+        let start = page.checked_mul(PAGE)?;
+        let length = PAGE.min(self.length.checked_sub(start)?) as u64;
+        let offset = self.offset.checked_add(start as u64)?;
+        Some(self.source.read(offset, length, length)?.into_boxed_slice())
+    }
+}
+
+fn plain<'a>(elf: &'a Elf<'a>, section: &Section) -> Option<Contents<'a>> {
+    if section.size > MAX_SECTION {
+        return None;
+    }
+    let length = usize::try_from(section.size).ok()?;
+    Some(Contents {
+        source: &elf.source,
+        offset: section.offset,
+        length,
+        data: Data::Pages(
+            std::iter::repeat_with(OnceCell::new)
+                .take(length.div_ceil(PAGE))
+                .collect(),
+        ),
+    })
+}
+
+fn packed<'a>(elf: &'a Elf<'a>, section: &Section) -> Option<Contents<'a>> {
+    let header = size_of::<elf::CompressionHeader64<LE>>() as u64;
+    let bytes = elf.source.read(section.offset, header, header)?;
+    let (fields, _) = pod::from_bytes::<elf::CompressionHeader64<LE>>(&bytes).ok()?;
+    let method = match fields.ch_type.get(LE) {
+        elf::ELFCOMPRESS_ZLIB => Method::Zlib,
+        elf::ELFCOMPRESS_ZSTD => Method::Zstd,
+        _ => return None,
+    };
+    unpacking(elf, section, header, method, fields.ch_size.get(LE))
+}
+
+/// The form before `SHF_COMPRESSED`: `ZLIB`, the size as eight bytes big-endian, the stream.
+fn old_packed<'a>(elf: &'a Elf<'a>, section: &Section) -> Option<Contents<'a>> {
+    let bytes = elf.source.read(section.offset, 12, 12)?;
+    let size = bytes.strip_prefix(b"ZLIB")?.try_into().ok()?;
+    unpacking(elf, section, 12, Method::Zlib, u64::from_be_bytes(size))
+}
+
+fn unpacking<'a>(
+    elf: &'a Elf<'a>,
+    section: &Section,
+    header: u64,
+    method: Method,
+    length: u64,
+) -> Option<Contents<'a>> {
+    let size = section.size.checked_sub(header)?;
+    if !decompress::is_plausible(size, length) {
+        return None;
+    }
+    Some(Contents {
+        source: &elf.source,
+        offset: section.offset.checked_add(header)?,
+        length: usize::try_from(length).ok()?,
+        data: Data::Packed {
+            method,
+            size,
+            unpacked: OnceCell::new(),
+        },
+    })
+}
+
+/// A range of a section, read from its start.
+#[derive(Clone, Copy)]
+pub(super) struct Pages<'a> {
+    contents: &'a Contents<'a>,
+    start: usize,
+    end: usize,
+    /// The bytes at `start` that are at hand, not beyond `end`.
+    window: &'a [u8],
+}
+
+impl fmt::Debug for Pages<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.start, self.end)
+    }
+}
+
+impl<'a> Pages<'a> {
+    /// The rest as text, at most `cap` bytes of it.
+    pub(super) fn text(mut self, cap: usize) -> Result<String> {
+        self.truncate(self.len().min(cap))?;
+        Ok(self.to_string_lossy()?.into_owned())
+    }
+
+    fn refill(&mut self) -> Result<()> {
+        if self.window.is_empty() {
+            let window = self.contents.window(self.start)?;
+            let left = self.end.saturating_sub(self.start);
+            self.window = window.get(..left).unwrap_or(window);
+        }
+        Ok(())
+    }
+
+    fn end_of_input<T>(&self) -> Result<T> {
+        Err(Error::UnexpectedEof(self.offset_id()))
+    }
+
+    #[cold]
+    fn read_across(&mut self, buf: &mut [u8]) -> Result<()> {
+        if buf.len() > self.len() {
+            return self.end_of_input();
+        }
+        let mut rest = buf;
+        while !rest.is_empty() {
+            self.refill()?;
+            let count = rest.len().min(self.window.len());
+            if count == 0 {
+                return self.end_of_input();
+            }
+            let (now, later) = rest.split_at_mut(count);
+            let (bytes, window) = self.window.split_at(count);
+            now.copy_from_slice(bytes);
+            self.window = window;
+            self.start += count;
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Reader for Pages<'a> {
+    type Endian = LittleEndian;
+    type Offset = usize;
+
+    #[inline]
+    fn endian(&self) -> LittleEndian {
+        LittleEndian
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    fn empty(&mut self) {
+        self.end = self.start;
+        self.window = &[];
+    }
+
+    #[inline]
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        if len > self.len() {
+            return self.end_of_input();
+        }
+        self.end = self.start + len;
+        self.window = self.window.get(..len).unwrap_or(self.window);
+        Ok(())
+    }
+
+    #[inline]
+    fn offset_from(&self, base: &Self) -> usize {
+        self.start.wrapping_sub(base.start)
+    }
+
+    fn offset_id(&self) -> ReaderOffsetId {
+        ReaderOffsetId(self.start as u64)
+    }
+
+    fn lookup_offset_id(&self, id: ReaderOffsetId) -> Option<usize> {
+        let offset = usize::try_from(id.0).ok()?;
+        (self.start..=self.end)
+            .contains(&offset)
+            .then(|| offset - self.start)
+    }
+
+    fn find(&self, byte: u8) -> Result<usize> {
+        let mut reader = *self;
+        let mut passed = 0;
+        loop {
+            reader.refill()?;
+            if reader.window.is_empty() {
+                return self.end_of_input();
+            }
+            if let Some(found) = reader.window.iter().position(|&other| other == byte) {
+                return Ok(passed + found);
+            }
+            passed += reader.window.len();
+            reader.skip(reader.window.len())?;
+        }
+    }
+
+    #[inline]
+    fn skip(&mut self, len: usize) -> Result<()> {
+        if len > self.len() {
+            return self.end_of_input();
+        }
+        self.window = self.window.get(len..).unwrap_or(&[]);
+        self.start += len;
+        Ok(())
+    }
+
+    #[inline]
+    fn split(&mut self, len: usize) -> Result<Self> {
+        let mut head = *self;
+        head.truncate(len)?;
+        self.skip(len)?;
+        Ok(head)
+    }
+
+    fn to_slice(&self) -> Result<Cow<'_, [u8]>> {
+        let mut reader = *self;
+        reader.refill()?;
+        if reader.window.len() == self.len() {
+            return Ok(Cow::Borrowed(reader.window));
+        }
+        let mut bytes = vec![0; self.len()];
+        reader.read_slice(&mut bytes)?;
+        Ok(Cow::Owned(bytes))
+    }
+
+    fn to_string(&self) -> Result<Cow<'_, str>> {
+        match self.to_slice()? {
+            Cow::Borrowed(bytes) => std::str::from_utf8(bytes)
+                .map(Cow::Borrowed)
+                .map_err(|_| Error::BadUtf8),
+            Cow::Owned(bytes) => String::from_utf8(bytes)
+                .map(Cow::Owned)
+                .map_err(|_| Error::BadUtf8),
+        }
+    }
+
+    fn to_string_lossy(&self) -> Result<Cow<'_, str>> {
+        let bytes = self.to_slice()?;
+        Ok(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    #[inline]
+    fn read_slice(&mut self, buf: &mut [u8]) -> Result<()> {
+        match self.window.split_at_checked(buf.len()) {
+            Some((bytes, window)) => {
+                buf.copy_from_slice(bytes);
+                self.window = window;
+                self.start += bytes.len();
+                Ok(())
+            }
+            None => self.read_across(buf),
+        }
+    }
+
+    #[inline]
+    fn read_u8(&mut self) -> Result<u8> {
+        match self.window.split_first() {
+            Some((&byte, window)) => {
+                self.window = window;
+                self.start += 1;
+                Ok(byte)
+            }
+            None => {
+                let mut byte = [0];
+                self.read_across(&mut byte)?;
+                Ok(byte[0])
+            }
+        }
+    }
+}

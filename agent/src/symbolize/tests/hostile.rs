@@ -1,0 +1,138 @@
+//! Files that are broken in every way still give an answer.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// A small generator of numbers (xorshift), the same on every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % below as u64) as usize
+    }
+}
+
+fn name(bytes: &[u8], addresses: &[u64]) -> Vec<Vec<Frame>> {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    module(&file, "m", &NoDebugFiles, addresses)
+}
+
+fn mutate(bytes: &[u8], addresses: &[u64], seed: u64, variants: usize) {
+    let mut numbers = Numbers(seed);
+    let start = Instant::now();
+    for _ in 0..variants {
+        let mut broken = bytes.to_vec();
+        for _ in 0..1 + numbers.next(12) {
+            let at = numbers.next(broken.len());
+            broken[at] = match numbers.next(4) {
+                0 => 0xff,
+                1 => 0,
+                2 => numbers.next(256) as u8,
+                _ => broken[at] ^ (1 << numbers.next(8)),
+            };
+        }
+        if numbers.next(16) == 0 {
+            broken.truncate(numbers.next(bytes.len()));
+        }
+        let begin = Instant::now();
+        let named = name(&broken, addresses);
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert_eq!(named.len(), addresses.len());
+        assert!(named.iter().all(|frames| !frames.is_empty()));
+        for frame in named.iter().flatten() {
+            assert_eq!(frame.function.is_none(), frame.unnamed.is_some());
+        }
+        if start.elapsed() > Duration::from_secs(20) {
+            return;
+        }
+    }
+}
+
+/// The program's headers and debug sections alone, so that changes hit what is read.
+#[test]
+fn mutated_debug_information() {
+    for flags in ["-gdwarf-5", "-gdwarf-4", "-g -gz"] {
+        let program = Program::cpp(&format!(
+            "g++ -O2 {flags} -c -ffreestanding p.cc -o p.o; gcc -shared p.o -nostdlib -o program"
+        ));
+        let addresses = addresses(&program.path, &["area", "plain_c"], 5);
+        mutate(
+            &fs::read(&program.path).unwrap(),
+            &addresses,
+            0x1234_5678_9abc_def1,
+            1500,
+        );
+    }
+}
+
+#[test]
+fn mutated_mini_debug_info() {
+    let program = Program::cpp(
+        "g++ -O1 -shared -fPIC -nostdlib p.cc -o program; objcopy --only-keep-debug program mini; xz mini; strip program; objcopy --add-section .gnu_debugdata=mini.xz program",
+    );
+    mutate(
+        &fs::read(&program.path).unwrap(),
+        &[0x1000, 0x1100],
+        77,
+        1000,
+    );
+}
+
+#[test]
+fn every_truncation() {
+    let program = Program::cpp("g++ -O2 -g -shared -fPIC -nostdlib p.cc -o program");
+    let bytes = fs::read(&program.path).unwrap();
+    for length in (0..bytes.len()).step_by(97) {
+        let frames = name(&bytes[..length], &[0x1000]);
+        assert_eq!(frames.len(), 1);
+    }
+    assert_eq!(name(&[], &[1])[0][0].unnamed, Some(Unnamed::Malformed));
+    assert_eq!(
+        name(b"#!/bin/sh\n", &[1])[0][0].unnamed,
+        Some(Unnamed::Malformed)
+    );
+    let directory = File::open("/").unwrap();
+    let frames = module(&directory, "m", &NoDebugFiles, &[1]);
+    assert_eq!(frames[0][0].unnamed, Some(Unnamed::FileUnavailable));
+}
+
+/// Functions inlined into each other tens of thousands of times: no recursion may follow them.
+#[test]
+fn deep_nesting() {
+    let depth = 50_000;
+    let open = ".uleb128 2\n.quad f\n.quad 16\n".repeat(depth);
+    let close = ".byte 0\n".repeat(depth);
+    let source = format!(
+        ".globl f\n.type f,@function\nf: .skip 16,0x90\n.size f,16\n.section .debug_abbrev,\"\",@progbits\nab:
+.uleb128 1,0x11\n.byte 1\n.uleb128 0x11,1,0x12,7,0,0
+.uleb128 2,0x1d\n.byte 1\n.uleb128 0x11,1,0x12,7,0,0
+.uleb128 3,0x2e\n.byte 1\n.uleb128 0x11,1,0x12,7,0,0\n.byte 0
+.section .debug_info,\"\",@progbits\n.long e-b\nb: .short 4\n.long ab\n.byte 8
+.uleb128 1\n.quad f\n.quad 16\n.uleb128 3\n.quad f\n.quad 16\n{open}{close}.byte 0,0\ne:\n"
+    );
+    let program = build("p.s", &source, "gcc -shared -nostdlib p.s -o program");
+    let (at, _, _) = functions(&program.path)
+        .into_iter()
+        .find(|(_, _, name)| name == "f")
+        .unwrap();
+    let frames = &program.name(&[at + 3])[0];
+    assert_eq!(frames.last().unwrap().function.as_deref(), Some("f"));
+    assert!(frames.len() > 100 && frames.len() < 1000);
+}
+
+/// An xz stream of gigabytes of zeros and a section that claims to be huge.
+#[test]
+fn bombs() {
+    let program = Program::cpp(
+        "g++ -shared -fPIC -nostdlib p.cc -o program; strip program; head -c 300000000 /dev/zero | xz -0 > bomb.xz; objcopy --add-section .gnu_debugdata=bomb.xz program",
+    );
+    let begin = Instant::now();
+    assert_eq!(program.name(&[0x10])[0].len(), 1);
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
