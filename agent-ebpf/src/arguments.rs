@@ -60,8 +60,18 @@ pub fn read(scratch: &mut CallScratch) -> u64 {
     let length = (scratch.record.first + scratch.record.second) as u64;
     let end = mask::<16383>(length);
     // SAFETY: the text is 8 bytes longer than the mask allows.
-    unsafe { scratch.text.as_mut_ptr().add(end).cast::<u64>().write_unaligned(0) };
-    mix(hash, mix(hash_text(length.div_ceil(8)), scratch.record.flags as u64))
+    unsafe {
+        scratch
+            .text
+            .as_mut_ptr()
+            .add(end)
+            .cast::<u64>()
+            .write_unaligned(0)
+    };
+    mix(
+        hash,
+        mix(hash_text(length.div_ceil(8)), scratch.record.flags as u64),
+    )
 }
 
 /// One of the call's arguments.
@@ -114,7 +124,11 @@ fn string(scratch: &mut CallScratch, at: u32, address: u64) -> u32 {
         let to = scratch.text.as_mut_ptr().add(at);
         bpf_probe_read_user_str(to.cast(), PATH_BYTES as u32, address as *const _)
     };
-    if length < 0 || length > PATH_BYTES as i64 { 0 } else { length as u32 }
+    if length < 0 || length > PATH_BYTES as i64 {
+        0
+    } else {
+        length as u32
+    }
 }
 
 /// Identifies the directory that a relative path starts from.
@@ -144,9 +158,8 @@ fn address(scratch: &mut CallScratch, index: u32) {
     }
     let length = mask::<255>(length) as u32;
     // SAFETY: the text is longer than the mask allows; the helper checks the address.
-    let failed = unsafe {
-        bpf_probe_read_user(scratch.text.as_mut_ptr().cast(), length, from as *const _)
-    };
+    let failed =
+        unsafe { bpf_probe_read_user(scratch.text.as_mut_ptr().cast(), length, from as *const _) };
     if failed == 0 && length > 0 {
         scratch.record.first = length;
     } else {
@@ -171,7 +184,10 @@ fn descriptor(scratch: &mut CallScratch, hash: u64) -> u64 {
     scratch.record.inode = read_u64(inode, config::inode_number());
     scratch.record.mode = read_u32(inode, config::inode_mode()) & 0xffff;
     scratch.record.file_flags = read_u32(file, config::file_flags());
-    mix(mix(hash, scratch.record.inode), (scratch.record.file_flags & O_NONBLOCK) as u64)
+    mix(
+        mix(hash, scratch.record.inode),
+        (scratch.record.file_flags & O_NONBLOCK) as u64,
+    )
 }
 
 /// The current task's open file; 0 where the descriptor is not open.
@@ -204,7 +220,11 @@ pub extern "C" fn hash_text(words: u64) -> u64 {
         }
         // SAFETY: the mask keeps the word inside the text, which is a multiple of 8 bytes into a
         // value that is aligned to 8.
-        let word = unsafe { *(&raw const (*scratch).text).cast::<u64>().add(mask::<1023>(i)) };
+        let word = unsafe {
+            *(&raw const (*scratch).text)
+                .cast::<u64>()
+                .add(mask::<1023>(i))
+        };
         hash = mix(hash, word);
         i += 1;
     }
@@ -219,8 +239,10 @@ pub fn send(scratch: &CallScratch) -> bool {
         return false;
     }
     // What a descriptor leads to is asked of the process, which may close it.
-    let prompt = scratch.record.shape >> shape::FD & 7 != 0 || scratch.record.flags & (call::RELATIVE | call::RELATIVE2) != 0;
+    let prompt = scratch.record.shape >> shape::FD & 7 != 0
+        || scratch.record.flags & (call::RELATIVE | call::RELATIVE2) != 0;
     let wake = if prompt { Wake::Now } else { Wake::WhenFull };
-    // SAFETY: the text follows the record and holds more than TEXT_BYTES.
-    unsafe { emit::output(&raw const scratch.record, size_of::<CallRecord>() as u64 + length, wake) }
+    let size = mask::<16383>(size_of::<CallRecord>() as u64 + length) as u64;
+    // SAFETY: the text follows the record and holds more than the mask lets through.
+    unsafe { emit::output(&raw const scratch.record, size, wake) }
 }

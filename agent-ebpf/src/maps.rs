@@ -87,6 +87,8 @@ pub static CALL: PerCpuArray<CallScratch, 1> = PerCpuArray::new();
 pub struct CallScratch {
     /// The registers at the exit of the call.
     pub regs: aya_ebpf::bindings::pt_regs,
+    /// All zero: counts of a row that begins.
+    pub blank: Row,
     /// The record, contiguous with its text.
     pub record: CallRecord,
     /// The text: two paths, and room for what a mask lets the verifier think of.

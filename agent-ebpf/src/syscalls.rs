@@ -6,8 +6,8 @@
 use agent_ebpf::failure::{Argument, Loss, Part, Row, bucket, row, shape};
 use agent_ebpf::{StackRecord, record, slot};
 use aya_ebpf::bindings::pt_regs;
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
@@ -130,12 +130,15 @@ fn failure(regs: u64, errno: u16, tgid: u32, table: u32, ns: u64) {
         NO_CALL if errno != ENOSYS => RT_SIGRETURN,
         number => number,
     };
-    let shape = SHAPES.get(number).copied().unwrap_or(config::syscall_others());
+    let shape = SHAPES
+        .get(number)
+        .copied()
+        .unwrap_or(config::syscall_others());
     if shape & shape::SKIP != 0 || !errno_wanted(errno) {
         return;
     }
     let row = row::pack(number, errno);
-    let Some(counts) = counts_of(row) else {
+    let Some(counts) = counts_of(row, &call.blank) else {
         return lost(Loss::Rows);
     };
     // SAFETY: the helper has no preconditions.
@@ -169,12 +172,12 @@ fn errno_wanted(errno: u16) -> bool {
 
 /// This CPU's counts of a row.
 #[inline(always)]
-fn counts_of(row: u64) -> Option<&'static mut Row> {
+fn counts_of(row: u64, blank: &Row) -> Option<&'static mut Row> {
     let counts = match ROWS.get_ptr_mut(row) {
         Some(counts) => counts,
         None => {
             // Another CPU may have been faster: then it is there.
-            let _ = ROWS.insert(row, Row::default(), BPF_NOEXIST);
+            let _ = ROWS.insert(row, blank, BPF_NOEXIST);
             ROWS.get_ptr_mut(row)?
         }
     };
@@ -191,7 +194,10 @@ fn count_time(row: u64, counts: &mut Row, ns: u64) {
     if ns > counts.max_ns {
         counts.max_ns = ns;
     }
-    let part = Part { row, part: bucket::of(ns) };
+    let part = Part {
+        row,
+        part: bucket::of(ns),
+    };
     if let Some(count) = BUCKETS.get_ptr_mut(part) {
         return add_one(count);
     }
@@ -211,7 +217,15 @@ fn count_argument(row: u64, call: &mut CallScratch) -> bool {
     let entry = match ARGUMENTS.get_ptr_mut(key) {
         Some(entry) => entry,
         None => {
-            let _ = ARGUMENTS.insert(key, Argument { count: 0, row, sent: 0 }, BPF_NOEXIST);
+            let _ = ARGUMENTS.insert(
+                key,
+                Argument {
+                    count: 0,
+                    row,
+                    sent: 0,
+                },
+                BPF_NOEXIST,
+            );
             match ARGUMENTS.get_ptr_mut(key) {
                 Some(entry) => entry,
                 None => {
@@ -293,7 +307,9 @@ fn send_stack(scratch: &mut crate::maps::Scratch, hash: u64) -> bool {
 fn add_one(count: *mut u64) {
     // SAFETY: a value of a map, aligned to 8 bytes, that is only ever added to. `BPF_XADD`, which
     // the target's atomics cannot express.
-    unsafe { core::arch::asm!("lock *(u64 *)({to} + 0) += {one}", to = in(reg) count, one = in(reg) 1u64) };
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({to} + 0) += {one}", to = in(reg) count, one = in(reg) 1u64)
+    };
 }
 
 #[inline(always)]

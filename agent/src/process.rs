@@ -222,6 +222,15 @@ impl Process {
         fs::read_link(proc_path(self.pid, "exe")).ok()
     }
 
+    /// Whether its program is a 32-bit one (`EI_CLASS` of its ELF header); false where that cannot be
+    /// read.
+    pub fn is_32_bit(&self) -> bool {
+        let mut head = [0; 5];
+        let read = File::open(proc_path(self.pid, "exe"))
+            .and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+        read.is_ok() && head == *b"\x7fELF\x01"
+    }
+
     /// Owner of the process: the uid its `/proc` directory shows.
     pub fn uid(&self) -> u32 {
         self.uid
@@ -376,7 +385,10 @@ fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
 
 /// Now, in nanoseconds of the monotonic clock, which is also that of the kernel programs.
 pub fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the structure is ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64

@@ -100,7 +100,9 @@ impl Report {
     pub fn sort(&mut self) {
         self.errors.sort_by(|a, b| {
             let key = |row: &Failure| (row.benign.is_some(), std::cmp::Reverse(row.count));
-            key(a).cmp(&key(b)).then_with(|| (&a.syscall, &a.errno).cmp(&(&b.syscall, &b.errno)))
+            key(a)
+                .cmp(&key(b))
+                .then_with(|| (&a.syscall, &a.errno).cmp(&(&b.syscall, &b.errno)))
         });
     }
 
@@ -133,17 +135,30 @@ mod tests {
 
     fn row(syscall: &str, count: u64, benign: bool) -> Failure {
         let benign = benign.then(|| "why".to_owned());
-        Failure { syscall: syscall.to_owned(), count, benign, ..Failure::default() }
+        Failure {
+            syscall: syscall.to_owned(),
+            count,
+            benign,
+            ..Failure::default()
+        }
     }
 
     #[test]
     fn benign_rows_come_last_and_can_be_dropped() {
         let mut report = Report {
-            errors: vec![row("futex", 900, true), row("open", 3, false), row("stat", 30, false)],
+            errors: vec![
+                row("futex", 900, true),
+                row("open", 3, false),
+                row("stat", 30, false),
+            ],
             ..Report::default()
         };
         report.sort();
-        let names: Vec<&str> = report.errors.iter().map(|row| row.syscall.as_str()).collect();
+        let names: Vec<&str> = report
+            .errors
+            .iter()
+            .map(|row| row.syscall.as_str())
+            .collect();
         assert_eq!(names, ["stat", "open", "futex"]);
         assert_eq!(report.failures(), 933);
         report.hide_benign();

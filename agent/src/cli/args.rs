@@ -6,6 +6,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::profile_args::ProfileArgs;
+use super::syscalls_args::SyscallsArgs;
 
 /// Sees where a running Linux process spends its time, without restarting it
 #[derive(Debug, Parser)]
@@ -29,6 +30,8 @@ pub struct Args {
 pub enum Command {
     /// Sample where the CPU time of a process goes and draw a flame graph
     Profile(ProfileArgs),
+    /// Count which system calls of a process fail, with what, on which argument
+    Syscalls(SyscallsArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell

@@ -16,12 +16,13 @@ use crate::naming;
 use crate::output::{self, Format, summary};
 use crate::preflight::{self, Kernel};
 use crate::probe::cpu::{self, Clock, Samples};
+use crate::probe::syscalls;
 use crate::process;
 use crate::profile::{Accounting, Cost, Facts, Profile, TargetFacts};
 use crate::session::{Attached, Loaded, Needs};
 
 /// Maps that only other commands use.
-const UNUSED_MAPS: &[&str] = &[];
+const UNUSED_MAPS: &[&str] = syscalls::MAPS;
 
 /// Samples, names, writes the outputs and the summary; returns the exit code.
 ///
@@ -42,6 +43,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         &Needs {
             stacks: true,
             unused_maps: UNUSED_MAPS,
+            ..Needs::default()
         },
     )?;
     let processes = std::mem::take(&mut subjects.processes);

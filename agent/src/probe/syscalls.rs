@@ -6,13 +6,14 @@ mod snapshot;
 use std::collections::HashMap;
 
 use agent_ebpf::failure::{Loss, MAX_NUMBERS, shape};
-use agent_ebpf::record;
+use agent_ebpf::{End, record};
 use aya::maps::{Array, HashMap as BpfMap, MapData, PerCpuArray, PerCpuHashMap};
 
 use super::cpu::RawStack;
 use crate::preflight::{self, Kernel};
 use crate::process;
-use crate::session::target::Targets;
+use crate::profile::TargetFacts;
+use crate::session::target::{Targets, Tracked};
 use crate::session::{Attached, Error, attach_raw_tracepoint, program_mut, take};
 use crate::syscalls::table::{self, Spec};
 use arguments::Known;
@@ -57,13 +58,20 @@ impl Options {
     /// When the kernel lacks a field that they need.
     pub fn globals(&self, kernel: &Kernel) -> Result<Vec<(&'static str, u32)>, preflight::Error> {
         let of = |field| kernel.offset(field);
-        let others = if self.syscalls.is_empty() { 0 } else { shape::SKIP };
+        let others = if self.syscalls.is_empty() {
+            0
+        } else {
+            shape::SKIP
+        };
         Ok(vec![
             ("SYSCALL_STACKS", u32::from(self.stacks)),
             ("SYSCALL_TIMES", u32::from(self.latency)),
             ("SYSCALL_ERRNOS", u32::from(!self.errnos.is_empty())),
             ("SYSCALL_OTHERS", others),
-            ("TASK_STATUS", of("task_struct.thread_info")? + of("thread_info.status")?),
+            (
+                "TASK_STATUS",
+                of("task_struct.thread_info")? + of("thread_info.status")?,
+            ),
             ("TASK_FILES", of("task_struct.files")?),
             ("TASK_FS", of("task_struct.fs")?),
             ("FS_PWD", of("fs_struct.pwd")? + of("path.dentry")?),
@@ -77,25 +85,30 @@ impl Options {
         ])
     }
 
-    /// Maps of this probe that the run does without.
-    pub fn unused_maps(&self) -> Vec<&'static str> {
-        let mut unused = Vec::new();
-        if !self.stacks {
-            unused.push("STACK_COUNTS");
+    /// Maps that the run does without.
+    pub fn unused_maps(&self) -> &'static [&'static str] {
+        match (self.stacks, self.latency) {
+            (true, true) => &[],
+            (true, false) => &["BUCKETS", "STARTS"],
+            (false, true) => &["STACK_COUNTS"],
+            (false, false) => &["STACK_COUNTS", "BUCKETS", "STARTS"],
         }
-        if !self.latency {
-            unused.extend(["BUCKETS", "STARTS"]);
-        }
-        unused
     }
 
     /// The shape of each number: nothing is kept of system calls that are not wanted.
     fn shapes(&self, specs: &[Spec]) -> Vec<u32> {
-        let wanted = |number: usize| self.syscalls.is_empty() || self.syscalls.contains(&(number as u32));
+        let wanted =
+            |number: usize| self.syscalls.is_empty() || self.syscalls.contains(&(number as u32));
         specs
             .iter()
             .enumerate()
-            .map(|(number, spec)| if wanted(number) { spec.shape } else { shape::SKIP })
+            .map(|(number, spec)| {
+                if wanted(number) {
+                    spec.shape
+                } else {
+                    shape::SKIP
+                }
+            })
             .collect()
     }
 }
@@ -128,11 +141,15 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
     let ebpf = session.ebpf();
     let mut shapes: Array<MapData, u32> = take(ebpf, "SHAPES")?;
     for (number, shape) in options.shapes(&specs).into_iter().enumerate() {
-        shapes.set(number as u32, shape, 0).map_err(|_| Error::Map("SHAPES"))?;
+        shapes
+            .set(number as u32, shape, 0)
+            .map_err(|_| Error::Map("SHAPES"))?;
     }
     let mut errnos: Array<MapData, u32> = take(ebpf, "WANTED_ERRNOS")?;
     for &errno in &options.errnos {
-        errnos.set(u32::from(errno), 1, 0).map_err(|_| Error::Map("WANTED_ERRNOS"))?;
+        errnos
+            .set(u32::from(errno), 1, 0)
+            .map_err(|_| Error::Map("WANTED_ERRNOS"))?;
     }
     let failures = Failures {
         specs,
@@ -174,9 +191,11 @@ impl Failures {
     /// Takes in one record of the ring buffer: an argument or a stack, each seen for the first time.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
         let taken = match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
-            Some(record::SYSCALL) => arguments::decode(bytes, &self.specs, targets).map(|(key, known)| {
-                self.known.insert(key, known);
-            }),
+            Some(record::SYSCALL) => {
+                arguments::decode(bytes, &self.specs, targets).map(|(key, known)| {
+                    self.known.insert(key, known);
+                })
+            }
             Some(record::SYSCALL_STACK) => decode_stack(bytes, targets).map(|(hash, stack)| {
                 self.stacks.insert(hash, stack);
             }),
@@ -185,6 +204,43 @@ impl Failures {
         if taken.is_none() {
             self.undecoded += 1;
         }
+    }
+
+    /// The stacks received: hash, place of the process among the targets, frames.
+    pub fn stacks(&self) -> impl Iterator<Item = (u64, usize, &RawStack)> {
+        self.stacks
+            .iter()
+            .map(|(hash, (process, stack))| (*hash, *process, stack))
+    }
+
+    /// The process of a stack that was received, and why the stack ended.
+    pub fn stack_end(&self, hash: u64) -> Option<(usize, End)> {
+        self.stacks
+            .get(&hash)
+            .map(|(process, stack)| (*process, stack.end))
+    }
+
+    /// Failures by row and hash of their stack.
+    pub fn stack_counts(&self) -> Vec<(u64, u64, u64)> {
+        self.stack_counts
+            .iter()
+            .flatten()
+            .map(|([row, stack], count)| (row, stack, count))
+            .collect()
+    }
+
+    /// Time since the start, in seconds.
+    pub fn elapsed(&self) -> f64 {
+        self.seconds(process::monotonic_ns())
+    }
+}
+
+/// A process in scope, as outputs show it.
+pub fn target_facts(tracked: &Tracked) -> TargetFacts {
+    TargetFacts {
+        pid: tracked.pid,
+        comm: tracked.comm.clone(),
+        exe: tracked.exe.clone(),
     }
 }
 

@@ -27,7 +27,9 @@ impl Process {
         } else if link.starts_with("pipe:[") {
             "pipe".to_owned()
         } else {
-            let anonymous = link.strip_prefix("anon_inode:").map(|name| name.trim_matches(['[', ']']).to_owned());
+            let anonymous = link
+                .strip_prefix("anon_inode:")
+                .map(|name| name.trim_matches(['[', ']']).to_owned());
             anonymous.unwrap_or(link)
         };
         Some(Descriptor { shown, inode })
@@ -41,7 +43,8 @@ impl Process {
     /// The addresses of a socket of its network namespace.
     fn socket(&self, inode: u64) -> Option<String> {
         for table in ["tcp", "tcp6", "udp", "udp6"] {
-            let text = fs::read_to_string(proc_path(self.pid(), &format!("net/{table}"))).unwrap_or_default();
+            let text = fs::read_to_string(proc_path(self.pid(), &format!("net/{table}")))
+                .unwrap_or_default();
             if let Some(shown) = text.lines().find_map(|line| internet_socket(line, inode)) {
                 return Some(shown);
             }
@@ -60,7 +63,11 @@ fn internet_socket(line: &str, inode: u64) -> Option<String> {
     }
     let local = address(fields.get(1)?)?;
     let remote = address(fields.get(2)?)?;
-    Some(if remote.port() == 0 { format!("socket {local} (local)") } else { format!("socket {remote}") })
+    Some(if remote.port() == 0 {
+        format!("socket {local} (local)")
+    } else {
+        format!("socket {remote}")
+    })
 }
 
 /// `NUM REFCOUNT PROTOCOL FLAGS TYPE STATE INODE [PATH]`.
@@ -69,20 +76,29 @@ fn unix_socket(line: &str, inode: u64) -> Option<String> {
     if fields.get(6)?.parse::<u64>().ok()? != inode {
         return None;
     }
-    Some(fields.get(7).map_or_else(|| "socket unix:(unnamed)".to_owned(), |path| format!("socket unix:{path}")))
+    Some(fields.get(7).map_or_else(
+        || "socket unix:(unnamed)".to_owned(),
+        |path| format!("socket unix:{path}"),
+    ))
 }
 
 /// `0100007F:0050`: each 32-bit word of the address in the machine's byte order.
 fn address(text: &str) -> Option<SocketAddr> {
     let (host, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |at: usize| u32::from_str_radix(host.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let word = |at: usize| {
+        u32::from_str_radix(host.get(at..at + 8)?, 16)
+            .ok()
+            .map(u32::to_ne_bytes)
+    };
     let host = match host.len() {
         8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
         32 => {
             let octets = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
             let address = Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
-            address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4)
+            address
+                .to_ipv4_mapped()
+                .map_or(IpAddr::V6(address), IpAddr::V4)
         }
         _ => return None,
     };
@@ -99,10 +115,23 @@ mod tests {
     #[test]
     fn the_lines_of_the_kernel_are_read() {
         let line = "   0: 0100007F:1F90 0200A8C0:01BB 01 00000000:00000000 00:00000000 00000000     0        0 4242 1 x";
-        assert_eq!(internet_socket(line, 4242).unwrap(), "socket 192.168.0.2:443");
+        assert_eq!(
+            internet_socket(line, 4242).unwrap(),
+            "socket 192.168.0.2:443"
+        );
         assert_eq!(internet_socket(line, 1), None);
-        assert_eq!(address("0000000000000000FFFF00000100007F:0050").unwrap().to_string(), "127.0.0.1:80");
-        assert_eq!(address("00000000000000000000000001000000:0050").unwrap().to_string(), "[::1]:80");
+        assert_eq!(
+            address("0000000000000000FFFF00000100007F:0050")
+                .unwrap()
+                .to_string(),
+            "127.0.0.1:80"
+        );
+        assert_eq!(
+            address("00000000000000000000000001000000:0050")
+                .unwrap()
+                .to_string(),
+            "[::1]:80"
+        );
         let unix = "ffff888: 00000002 00000000 00010000 0001 01 777 /run/x.sock";
         assert_eq!(unix_socket(unix, 777).unwrap(), "socket unix:/run/x.sock");
         assert_eq!(address("zz"), None);
@@ -114,10 +143,21 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let stream = TcpStream::connect(at).unwrap();
-        assert_eq!(me.descriptor(stream.as_raw_fd()).unwrap().shown, format!("socket {at}"));
-        assert_eq!(me.descriptor(listener.as_raw_fd()).unwrap().shown, format!("socket {at} (local)"));
+        assert_eq!(
+            me.descriptor(stream.as_raw_fd()).unwrap().shown,
+            format!("socket {at}")
+        );
+        assert_eq!(
+            me.descriptor(listener.as_raw_fd()).unwrap().shown,
+            format!("socket {at} (local)")
+        );
         let file = std::fs::File::open("/proc/self/stat").unwrap();
-        assert!(me.descriptor(file.as_raw_fd()).unwrap().shown.ends_with("/stat"));
+        assert!(
+            me.descriptor(file.as_raw_fd())
+                .unwrap()
+                .shown
+                .ends_with("/stat")
+        );
         assert_eq!(me.descriptor(-1), None);
         assert_eq!(me.cwd(), std::env::current_dir().ok());
     }

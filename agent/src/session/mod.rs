@@ -98,8 +98,15 @@ fn load_hint(error: &aya::EbpfError) -> &'static str {
 /// The programs that a command needs, and for which the maps are made large enough.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// Stacks are taken: unwind tables, scratch memory, the set of stacks sent.
+    /// Stacks are taken: what the processes map is followed, and unwind tables are built.
     pub stacks: bool,
+    /// Bytes of the ring buffer, a power of two and at least a page; 0 for the usual size.
+    pub ring_bytes: u32,
+    /// Offsets that the kernel programs need besides the usual ones: the name of the global, the
+    /// field (which [`Kernel::probe_with`] was asked for) and what is added to its offset.
+    pub offsets: &'static [(&'static str, &'static str, u32)],
+    /// Globals of the kernel programs besides the usual ones, with their values.
+    pub globals: Vec<(&'static str, u32)>,
     /// Maps that only other commands use: they are made as small as can be.
     pub unused_maps: &'static [&'static str],
 }
@@ -108,6 +115,7 @@ pub struct Needs {
 pub struct Loaded {
     ebpf: Ebpf,
     kernel: Kernel,
+    stacks: bool,
 }
 
 impl Loaded {
@@ -116,7 +124,11 @@ impl Loaded {
     /// # Errors
     /// When the kernel is too old, lacks BTF, or refuses.
     pub fn load(kernel: Kernel, needs: &Needs) -> Result<Self, Error> {
-        let globals = kernel.globals()?;
+        let mut globals = kernel.globals()?;
+        for &(name, field, more) in needs.offsets {
+            globals.words.push((name, kernel.offset(field)? + more));
+        }
+        globals.words.extend_from_slice(&needs.globals);
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         for (name, value) in &globals.words {
@@ -128,13 +140,20 @@ impl Loaded {
                 loader.map_max_entries(map, 2);
             }
         }
+        if needs.ring_bytes != 0 {
+            loader.map_max_entries("EVENTS", needs.ring_bytes);
+        }
         for map in needs.unused_maps {
             loader.map_max_entries(map, 1);
         }
         let ebpf = loader
             .load(BYTECODE)
             .map_err(|error| Error::Load(Box::new(error)))?;
-        Ok(Self { ebpf, kernel })
+        Ok(Self {
+            ebpf,
+            kernel,
+            stacks: needs.stacks,
+        })
     }
 
     /// The maps and programs, for a probe to attach.
@@ -147,8 +166,8 @@ impl Loaded {
         &self.kernel
     }
 
-    /// Follows the processes from now on: their life by tracepoints, their mappings by the side
-    /// band. `follow`: what they fork is in scope too.
+    /// Follows the processes from now on: their life by tracepoints and, where stacks are taken,
+    /// their mappings by the side band. `follow`: what they fork is in scope too.
     ///
     /// # Errors
     /// When the kernel refuses a program or a process.
@@ -160,7 +179,8 @@ impl Loaded {
         ] {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
-        let sideband = Sideband::open(&self.kernel.cpus).map_err(|source| Error::Io {
+        let cpus: &[u32] = if self.stacks { &self.kernel.cpus } else { &[] };
+        let sideband = Sideband::open(cpus).map_err(|source| Error::Io {
             what: "cannot open the perf side band",
             source,
         })?;
@@ -171,7 +191,7 @@ impl Loaded {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
             watch: Watch::new()?,
-            targets: Targets::new(scope, Tables::new(tables), follow),
+            targets: Targets::new(scope, Tables::new(tables), follow, self.stacks),
             sideband,
             ebpf: self.ebpf,
             kernel: self.kernel,

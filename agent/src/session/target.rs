@@ -68,12 +68,19 @@ pub struct Targets {
     by_tgid: HashMap<u32, usize>,
     by_pid: HashMap<u32, usize>,
     follow: bool,
+    mappings: bool,
     notes: Notes,
 }
 
 impl Targets {
-    /// No process yet.
-    pub fn new(scope: BpfMap<MapData, u32, [u32; 2]>, tables: Tables, follow: bool) -> Self {
+    /// No process yet. `follow`: what they fork is in scope too; `mappings`: what they map is
+    /// followed, for the unwinding of their stacks.
+    pub fn new(
+        scope: BpfMap<MapData, u32, [u32; 2]>,
+        tables: Tables,
+        follow: bool,
+        mappings: bool,
+    ) -> Self {
         Self {
             scope,
             tables,
@@ -82,6 +89,7 @@ impl Targets {
             by_tgid: HashMap::new(),
             by_pid: HashMap::new(),
             follow,
+            mappings,
             notes: Notes::new(),
         }
     }
@@ -91,6 +99,10 @@ impl Targets {
     /// # Errors
     /// When its mappings cannot be read or the kernel refuses the entry.
     pub fn add(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
+        if !self.mappings {
+            let index = self.track(process.pid(), tgid, Some(process), 0);
+            return self.enter_scope(index);
+        }
         let maps = process.maps()?;
         let slot = self.tables.reserve()?;
         let index = self.track(process.pid(), tgid, Some(process), slot);
@@ -249,7 +261,11 @@ impl Targets {
             return Ok(());
         }
         let process = Process::open(event.visible).ok();
-        let slot = self.tables.reserve()?;
+        let slot = if self.mappings {
+            self.tables.reserve()?
+        } else {
+            0
+        };
         let index = self.track(event.visible, event.tgid, process, slot);
         let (maps, comm, exe) = {
             let parent = &self.list[parent];
@@ -259,6 +275,9 @@ impl Targets {
         child.maps = maps;
         child.comm = comm;
         child.exe = child.exe.take().or(exe);
+        if !self.mappings {
+            return Ok(());
+        }
         self.write_maps(index)?;
         self.point_to_table(index)
     }
@@ -295,6 +314,9 @@ impl Targets {
             .map(|path| path.to_string_lossy().into_owned());
         if let Ok(stat) = process.stat() {
             tracked.comm = stat.comm;
+        }
+        if !self.mappings {
+            return Ok(());
         }
         let maps = process.maps()?;
         // A slot of its own again: walks under way keep the old program's table.

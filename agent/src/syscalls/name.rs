@@ -7,8 +7,11 @@ use thiserror::Error;
 /// Highest error (`MAX_ERRNO`, linux/err.h).
 const MAX_ERRNO: u16 = 4095;
 /// Names that say the same as another (asm-generic/errno.h).
-const ALIASES: [(&str, &str); 3] =
-    [("EWOULDBLOCK", "EAGAIN"), ("EDEADLOCK", "EDEADLK"), ("ENOTSUP", "EOPNOTSUPP")];
+const ALIASES: [(&str, &str); 3] = [
+    ("EWOULDBLOCK", "EAGAIN"),
+    ("EDEADLOCK", "EDEADLK"),
+    ("ENOTSUP", "EOPNOTSUPP"),
+];
 
 /// No such name.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -47,7 +50,9 @@ pub fn of_errno(errno: u16) -> String {
     match errno {
         // EAGAIN and its alias have one number.
         11 => "EAGAIN".to_owned(),
-        _ => Errno::new(i32::from(errno)).name().map_or_else(|| format!("errno_{errno}"), str::to_owned),
+        _ => Errno::new(i32::from(errno))
+            .name()
+            .map_or_else(|| format!("errno_{errno}"), str::to_owned),
     }
 }
 
@@ -86,7 +91,10 @@ pub fn errno(text: &str) -> Result<u16, NameError> {
     }
     match name.parse() {
         Ok(number) if (1..=MAX_ERRNO).contains(&number) => Ok(number),
-        _ => Err(NameError::Errno(shown(text), nearest(name, errnos().map(|(_, known)| known)))),
+        _ => Err(NameError::Errno(
+            shown(text),
+            nearest(name, errnos().map(|(_, known)| known)),
+        )),
     }
 }
 
@@ -116,11 +124,21 @@ mod tests {
 
     #[test]
     fn names_go_both_ways() {
-        for (number, name) in [(0, "read"), (257, "openat"), (262, "newfstatat"), (439, "faccessat2")] {
+        for (number, name) in [
+            (0, "read"),
+            (257, "openat"),
+            (262, "newfstatat"),
+            (439, "faccessat2"),
+        ] {
             assert_eq!(of_syscall(number), name);
             assert_eq!(syscall(name), Ok(number));
         }
-        for (number, name) in [(2, "ENOENT"), (11, "EAGAIN"), (512, "ERESTARTSYS"), (516, "ERESTART_RESTARTBLOCK")] {
+        for (number, name) in [
+            (2, "ENOENT"),
+            (11, "EAGAIN"),
+            (512, "ERESTARTSYS"),
+            (516, "ERESTART_RESTARTBLOCK"),
+        ] {
             assert_eq!(of_errno(number), name);
             assert_eq!(errno(name), Ok(number));
         }
@@ -140,10 +158,18 @@ mod tests {
 
     #[test]
     fn a_misspelt_name_is_answered_with_the_nearest() {
-        assert_eq!(errno("ENOET").unwrap_err().to_string(), "--errno ENOET: no such error; did you mean ENOENT, ENODEV, ENOMEM?");
+        assert_eq!(
+            errno("ENOET").unwrap_err().to_string(),
+            "--errno ENOET: no such error; did you mean ENOENT, ENODEV, ENOMEM?"
+        );
         let error = syscall("opnat").unwrap_err().to_string();
         assert!(error.contains("did you mean openat"), "{error}");
-        assert!(!syscall("zzzzzzzzzzzz").unwrap_err().to_string().contains("did you mean"));
+        assert!(
+            !syscall("zzzzzzzzzzzz")
+                .unwrap_err()
+                .to_string()
+                .contains("did you mean")
+        );
         assert!(errno("0").is_err() && errno("5000").is_err() && errno("").is_err());
     }
 }

@@ -46,7 +46,10 @@ pub(super) fn decode(bytes: &[u8], specs: &[Spec], targets: &Targets) -> Option<
         .find(record.tgid)
         .and_then(|index| targets.list().get(index))
         .and_then(|tracked| tracked.process.as_ref());
-    let spec = specs.get(row::number(record.row) as usize).copied().unwrap_or_default();
+    let spec = specs
+        .get(row::number(record.row) as usize)
+        .copied()
+        .unwrap_or_default();
     Some((record.key, describe(&record, text, spec, process)))
 }
 
@@ -130,22 +133,41 @@ fn second_path(record: &CallRecord, text: &[u8], process: Option<&Process>) -> S
     if record.flags & call::RELATIVE2 == 0 {
         return shown;
     }
-    join(record, shape::index(record.shape, shape::DIRECTORY2), &shown, process)
+    join(
+        record,
+        shape::index(record.shape, shape::DIRECTORY2),
+        &shown,
+        process,
+    )
 }
 
 /// A path that the kernel could not read either, or that lies in a page that is not in memory.
 fn unreadable(record: &CallRecord, index: Option<u32>) -> String {
-    let pointer = index.and_then(|index| record.values.get(index as usize)).copied().unwrap_or(0);
-    if pointer == 0 { "NULL".to_owned() } else { format!("(unreadable path at {pointer:#x})") }
+    let pointer = index
+        .and_then(|index| record.values.get(index as usize))
+        .copied()
+        .unwrap_or(0);
+    if pointer == 0 {
+        "NULL".to_owned()
+    } else {
+        format!("(unreadable path at {pointer:#x})")
+    }
 }
 
 /// A relative path with the directory that it starts from.
-fn join(record: &CallRecord, directory: Option<u32>, path: &str, process: Option<&Process>) -> String {
-    let fd = directory.and_then(|index| record.values.get(index as usize)).map(|&fd| fd as i32);
+fn join(
+    record: &CallRecord,
+    directory: Option<u32>,
+    path: &str,
+    process: Option<&Process>,
+) -> String {
+    let fd = directory
+        .and_then(|index| record.values.get(index as usize))
+        .map(|&fd| fd as i32);
     let start = match fd {
-        Some(fd) if fd != libc::AT_FDCWD => {
-            process.and_then(|process| process.descriptor(fd)).map(|descriptor| descriptor.shown)
-        }
+        Some(fd) if fd != libc::AT_FDCWD => process
+            .and_then(|process| process.descriptor(fd))
+            .map(|descriptor| descriptor.shown),
         _ => process.and_then(Process::cwd).map(|path| lossy(&path)),
     };
     match (start, fd) {
@@ -182,9 +204,16 @@ fn kind(mode: u32) -> &'static str {
 
 /// A C string; a path without its end is one of `PATH_MAX` bytes or more.
 fn string(text: &[u8]) -> String {
-    let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+    let end = text
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(text.len());
     let shown = String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned();
-    if end + 1 >= agent_ebpf::failure::PATH_BYTES { shown + "…" } else { shown }
+    if end + 1 >= agent_ebpf::failure::PATH_BYTES {
+        shown + "…"
+    } else {
+        shown
+    }
 }
 
 fn lossy(path: &Path) -> String {
@@ -193,7 +222,9 @@ fn lossy(path: &Path) -> String {
 
 /// A socket address (`struct sockaddr_in`, `_in6`, `_un`; ip(7), ipv6(7), unix(7)).
 fn address(bytes: &[u8]) -> String {
-    let family = bytes.first_chunk().map_or(0, |family| u16::from_ne_bytes(*family));
+    let family = bytes
+        .first_chunk()
+        .map_or(0, |family| u16::from_ne_bytes(*family));
     let port = || Some(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
     let v4 = || {
         let address: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
@@ -244,14 +275,26 @@ mod tests {
     #[test]
     fn paths_are_shown_with_their_directory() {
         let cwd = libc::AT_FDCWD as u64;
-        assert_eq!(known("openat", [cwd, 1, 0, 0, 0, 0], &[b"/a b\0"], 0), "/a b");
-        assert_eq!(known("openat", [7, 1, 0, 0, 0, 0], &[b"x\0"], call::RELATIVE), "x (in fd 7)");
-        assert_eq!(known("rename", [1, 1, 0, 0, 0, 0], &[b"/a\0", b"/b\0"], 0), "/a -> /b");
+        assert_eq!(
+            known("openat", [cwd, 1, 0, 0, 0, 0], &[b"/a b\0"], 0),
+            "/a b"
+        );
+        assert_eq!(
+            known("openat", [7, 1, 0, 0, 0, 0], &[b"x\0"], call::RELATIVE),
+            "x (in fd 7)"
+        );
+        assert_eq!(
+            known("rename", [1, 1, 0, 0, 0, 0], &[b"/a\0", b"/b\0"], 0),
+            "/a -> /b"
+        );
         assert_eq!(
             known("openat", [cwd, 0xdead, 0, 0, 0, 0], &[], call::UNREADABLE),
             "(unreadable path at 0xdead)"
         );
-        assert_eq!(known("statx", [cwd, 0, 0, 0, 0, 0], &[], call::UNREADABLE), "NULL");
+        assert_eq!(
+            known("statx", [cwd, 0, 0, 0, 0, 0], &[], call::UNREADABLE),
+            "NULL"
+        );
         let long = [vec![b'/'; 4095], vec![0]].concat();
         assert!(known("open", [1, 0, 0, 0, 0, 0], &[&long], 0).ends_with("/…"));
     }
@@ -259,7 +302,10 @@ mod tests {
     #[test]
     fn a_relative_path_is_joined_with_the_working_directory() {
         let me = Process::open(std::process::id()).unwrap();
-        let record = CallRecord { values: [libc::AT_FDCWD as u64, 1, 0, 0, 0, 0], ..CallRecord::default() };
+        let record = CallRecord {
+            values: [libc::AT_FDCWD as u64, 1, 0, 0, 0, 0],
+            ..CallRecord::default()
+        };
         let expected = format!("{}/x/y", std::env::current_dir().unwrap().display());
         assert_eq!(join(&record, Some(0), "x/y", Some(&me)), expected);
     }
@@ -267,7 +313,10 @@ mod tests {
     #[test]
     fn addresses_of_each_family_are_shown() {
         let v4 = [2, 0, 0, 80, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(known("connect", [3, 1, 16, 0, 0, 0], &[&v4], call::OPEN), "127.0.0.1:80");
+        assert_eq!(
+            known("connect", [3, 1, 16, 0, 0, 0], &[&v4], call::OPEN),
+            "127.0.0.1:80"
+        );
         let mut v6 = vec![10, 0, 1, 187, 0, 0, 0, 0];
         v6.extend(Ipv6Addr::LOCALHOST.octets());
         assert_eq!(address(&v6), "[::1]:443");
@@ -279,9 +328,15 @@ mod tests {
 
     #[test]
     fn values_and_descriptors_are_shown() {
-        assert_eq!(known("kill", [42, 15, 0, 0, 0, 0], &[], 0), "pid 42 SIGTERM");
+        assert_eq!(
+            known("kill", [42, 15, 0, 0, 0, 0], &[], 0),
+            "pid 42 SIGTERM"
+        );
         assert_eq!(known("read", [9, 0, 0, 0, 0, 0], &[], 0), "fd 9 (not open)");
-        assert_eq!(known("ioctl", [9, 0x5401, 0, 0, 0, 0], &[], call::OPEN), "TCGETS fd 9 (file of another kind, closed since)");
+        assert_eq!(
+            known("ioctl", [9, 0x5401, 0, 0, 0, 0], &[], call::OPEN),
+            "TCGETS fd 9 (file of another kind, closed since)"
+        );
     }
 
     #[test]

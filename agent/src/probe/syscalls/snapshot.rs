@@ -6,7 +6,6 @@ use agent_ebpf::failure::{Loss, bucket, row};
 
 use super::Failures;
 use crate::process;
-use crate::profile::TargetFacts;
 use crate::session::Attached;
 use crate::syscalls::{
     Counted, CountedStack, Failure, Latency, Report, SHOWN_ARGUMENTS, benign, name, percentile,
@@ -29,21 +28,45 @@ type Parts = HashMap<u64, Vec<(u64, u64)>>;
 
 impl Failures {
     /// The counts as they are now. `last`: the run is over, and the rates are over all of it.
-    pub fn report(&mut self, session: &Attached, last: bool, stacks: &mut dyn FnMut(u64) -> Vec<String>) -> Report {
+    pub fn report(
+        &mut self,
+        session: &Attached,
+        last: bool,
+        stacks: &mut dyn FnMut(u64) -> Vec<String>,
+    ) -> Report {
         let elapsed = self.seconds(process::monotonic_ns());
-        let since = if last { elapsed } else { elapsed - self.counted_at };
+        let since = if last {
+            elapsed
+        } else {
+            elapsed - self.counted_at
+        };
         let arguments = self.argument_counts();
-        let libraries: HashSet<&str> = session.targets().modules().iter().map(|module| module.name.as_str()).collect();
+        let libraries: HashSet<&str> = session
+            .targets()
+            .modules()
+            .iter()
+            .map(|module| module.name.as_str())
+            .collect();
         let stack_counts = parts(self.stack_counts.iter());
         let buckets = parts(self.buckets.iter());
-        let mut report = Report { last, elapsed_s: elapsed, ..Report::default() };
+        let mut report = Report {
+            last,
+            elapsed_s: elapsed,
+            ..Report::default()
+        };
         for (row, sums) in self.sums() {
-            let before = if last { 0 } else { self.counted.insert(row, sums.count).unwrap_or(0) };
+            let before = if last {
+                0
+            } else {
+                self.counted.insert(row, sums.count).unwrap_or(0)
+            };
             let mut failure = self.failure(row, &sums);
             failure.rate = (sums.count - before) as f64 / since.max(1e-3);
             let own = arguments.get(&row).map(Vec::as_slice).unwrap_or_default();
             self.fill_arguments(&mut failure, own, &sums, &libraries);
-            failure.latency_us = self.latency.then(|| latency(buckets.get(&row), sums.max_ns));
+            failure.latency_us = self
+                .latency
+                .then(|| latency(buckets.get(&row), sums.max_ns));
             failure.stacks = counted_stacks(stack_counts.get(&row), stacks);
             report.errors.push(failure);
         }
@@ -51,23 +74,22 @@ impl Failures {
         report.losses = self.losses();
         let list = session.targets().list();
         report.processes = list.len();
-        report.target = list.first().map_or_else(TargetFacts::default, |tracked| TargetFacts {
-            pid: tracked.pid,
-            comm: tracked.comm.clone(),
-            exe: tracked.exe.clone(),
-        });
+        report.target = list.first().map(super::target_facts).unwrap_or_default();
         report.sort();
         report
     }
 
-    fn seconds(&self, ns: u64) -> f64 {
+    pub(super) fn seconds(&self, ns: u64) -> f64 {
         ns.saturating_sub(self.started_ns) as f64 / NS
     }
 
     fn sums(&self) -> Vec<(u64, Sums)> {
         let mut rows = Vec::new();
         for (row, cpus) in self.rows.iter().flatten() {
-            let mut sums = Sums { first_ns: u64::MAX, ..Sums::default() };
+            let mut sums = Sums {
+                first_ns: u64::MAX,
+                ..Sums::default()
+            };
             for &[count, first, last, other_arguments, _, _, max] in cpus.iter() {
                 sums.count += count;
                 sums.other_arguments += other_arguments;
@@ -116,18 +138,32 @@ impl Failures {
     }
 
     /// The most frequent arguments, and whether all of them make the failure benign.
-    fn fill_arguments(&self, failure: &mut Failure, own: &[(u64, u64)], sums: &Sums, libraries: &HashSet<&str>) {
+    fn fill_arguments(
+        &self,
+        failure: &mut Failure,
+        own: &[(u64, u64)],
+        sums: &Sums,
+        libraries: &HashSet<&str>,
+    ) {
         let mut by_value: BTreeMap<&str, u64> = BTreeMap::new();
         let mut reasons: BTreeMap<Option<&'static str>, u64> = BTreeMap::new();
         let mut named = 0;
-        for (known, count) in own.iter().filter_map(|(key, count)| Some((self.known.get(key)?, *count))) {
+        for (known, count) in own
+            .iter()
+            .filter_map(|(key, count)| Some((self.known.get(key)?, *count)))
+        {
             *by_value.entry(&known.value).or_default() += count;
             let facts = known.facts(|name| libraries.contains(name));
-            *reasons.entry(benign::reason(&failure.syscall, &failure.errno, &facts)).or_default() += count;
+            *reasons
+                .entry(benign::reason(&failure.syscall, &failure.errno, &facts))
+                .or_default() += count;
             named += count;
         }
         if named == 0 {
-            reasons.insert(benign::reason(&failure.syscall, &failure.errno, &benign::Facts::default()), sums.count);
+            reasons.insert(
+                benign::reason(&failure.syscall, &failure.errno, &benign::Facts::default()),
+                sums.count,
+            );
         }
         if !reasons.contains_key(&None) {
             let most = reasons.iter().max_by_key(|(_, count)| **count);
@@ -135,7 +171,10 @@ impl Failures {
         }
         let mut args: Vec<Counted> = by_value
             .into_iter()
-            .map(|(value, count)| Counted { value: value.to_owned(), count })
+            .map(|(value, count)| Counted {
+                value: value.to_owned(),
+                count,
+            })
             .collect();
         args.sort_by_key(|arg| std::cmp::Reverse(arg.count));
         args.truncate(SHOWN_ARGUMENTS);
@@ -155,8 +194,11 @@ impl Failures {
                 }
             }
         }
-        let mut losses: BTreeMap<String, u64> =
-            Loss::ALL.iter().zip(sums).map(|(loss, sum)| (loss.name().to_owned(), sum)).collect();
+        let mut losses: BTreeMap<String, u64> = Loss::ALL
+            .iter()
+            .zip(sums)
+            .map(|(loss, sum)| (loss.name().to_owned(), sum))
+            .collect();
         losses.insert("undecoded".to_owned(), self.undecoded);
         losses
     }
@@ -173,18 +215,30 @@ fn parts<E>(entries: impl Iterator<Item = Result<([u64; 2], u64), E>>) -> Parts 
 fn latency(buckets: Option<&Vec<(u64, u64)>>, max_ns: u64) -> Latency {
     let mut buckets = buckets.cloned().unwrap_or_default();
     buckets.sort_unstable();
-    let counts: Vec<(f64, u64)> =
-        buckets.iter().map(|&(number, count)| (bucket::middle(number), count)).collect();
+    let counts: Vec<(f64, u64)> = buckets
+        .iter()
+        .map(|&(number, count)| (bucket::middle(number), count))
+        .collect();
     let max = max_ns as f64;
     let at = |share| percentile(&counts, share).unwrap_or(0.0).min(max) / 1000.0;
-    Latency { p50: at(0.5), p99: at(0.99), max: max / 1000.0 }
+    Latency {
+        p50: at(0.5),
+        p99: at(0.99),
+        max: max / 1000.0,
+    }
 }
 
-fn counted_stacks(counts: Option<&Vec<(u64, u64)>>, name: &mut dyn FnMut(u64) -> Vec<String>) -> Vec<CountedStack> {
+fn counted_stacks(
+    counts: Option<&Vec<(u64, u64)>>,
+    name: &mut dyn FnMut(u64) -> Vec<String>,
+) -> Vec<CountedStack> {
     let mut stacks: Vec<CountedStack> = counts
         .into_iter()
         .flatten()
-        .map(|&(hash, count)| CountedStack { frames: name(hash), count })
+        .map(|&(hash, count)| CountedStack {
+            frames: name(hash),
+            count,
+        })
         .collect();
     stacks.sort_by_key(|stack| std::cmp::Reverse(stack.count));
     stacks
