@@ -21,3 +21,4 @@ mod namespaces;
 mod outputs;
 mod peers;
 mod split;
+mod syscalls;

@@ -158,10 +158,8 @@ mod tests {
 
     #[test]
     fn a_misspelt_name_is_answered_with_the_nearest() {
-        assert_eq!(
-            errno("ENOET").unwrap_err().to_string(),
-            "--errno ENOET: no such error; did you mean ENOENT, ENODEV, ENOMEM?"
-        );
+        let error = errno("ENOET").unwrap_err().to_string();
+        assert!(error.contains("; did you mean ENOENT, "), "{error}");
         let error = syscall("opnat").unwrap_err().to_string();
         assert!(error.contains("did you mean openat"), "{error}");
         assert!(

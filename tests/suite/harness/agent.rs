@@ -23,15 +23,24 @@ impl Agent {
         Agent::under(&[], &agent_binary())
     }
 
+    /// `agent syscalls` with nothing else.
+    pub(crate) fn syscalls() -> Agent {
+        Agent::subcommand("syscalls", &[], &agent_binary())
+    }
+
     /// `WRAPPER… BINARY profile`.
     pub(crate) fn under(wrapper: &[&str], binary: &Path) -> Agent {
+        Agent::subcommand("profile", wrapper, binary)
+    }
+
+    fn subcommand(name: &str, wrapper: &[&str], binary: &Path) -> Agent {
         let words: Vec<&OsStr> = wrapper
             .iter()
             .map(OsStr::new)
             .chain([binary.as_os_str()])
             .collect();
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg("profile");
+        command.args(&words[1..]).arg(name);
         Agent {
             command,
             directory: TempDir::new().unwrap(),
@@ -118,6 +127,11 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it has said on its standard output so far.
+    pub(crate) fn stdout(&self) -> String {
+        read_to_string(self.directory.path().join(STDOUT)).unwrap_or_default()
     }
 
     /// Sends it a signal.
