@@ -55,7 +55,7 @@ static void on_word(int signal) {
 }
 
 /* Spins until SIGUSR1 comes: a call that waits would be interrupted, which is a failed call. */
-static inline void await_signal(void) {
+static inline void spin_until_told(void) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_word;
