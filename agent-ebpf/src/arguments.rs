@@ -1,13 +1,15 @@
 //! Reads the arguments of a failing call: the saved registers still hold them at its exit.
 
-use agent_ebpf::failure::{ADDRESS_BYTES, CallRecord, PATH_BYTES, call, shape};
+use agent_ebpf::failure::{
+    ADDRESS_BYTES, CallRecord, PATH_BYTES, PLACE_COMPONENTS, TEXT_BYTES, call, shape,
+};
 use agent_ebpf::record;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_task, bpf_probe_read_user, bpf_probe_read_user_str,
+    bpf_get_current_task, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
 };
 
 use crate::emit::{self, Wake};
-use crate::maps::{CALL, CallScratch, config};
+use crate::maps::{CALL, CallScratch, NAME_BYTES, config};
 use crate::process::{read_u32, read_u64};
 use crate::stack::{mask, mix};
 
@@ -15,8 +17,8 @@ use crate::stack::{mask, mix};
 const AT_FDCWD: i32 = -100;
 /// The file flag that decides whether `EAGAIN` is to be expected (asm-generic/fcntl.h).
 const O_NONBLOCK: u32 = 0o4000;
-/// Most bytes of both texts.
-const TEXT_BYTES: u64 = 2 * PATH_BYTES as u64;
+/// Most bytes of two paths.
+const PATHS_BYTES: u64 = 2 * PATH_BYTES as u64;
 
 /// Fills in the record for the call whose registers are in the scratch, by its shape. The result
 /// is the argument's key.
@@ -27,6 +29,8 @@ pub fn read(scratch: &mut CallScratch) -> u64 {
     record.flags = 0;
     record.first = 0;
     record.second = 0;
+    record.third = 0;
+    record.fourth = 0;
     record.inode = 0;
     record.file_flags = 0;
     record.mode = 0;
@@ -141,7 +145,10 @@ fn place(scratch: &CallScratch, directory: Option<u32>) -> u64 {
     let place = if fd == AT_FDCWD {
         // SAFETY: the helper has no preconditions.
         let task = unsafe { bpf_get_current_task() };
-        read_u64(read_u64(task, config::task_fs()), config::fs_pwd())
+        read_u64(
+            read_u64(task, config::task_fs()),
+            config::fs_pwd() + config::path_dentry(),
+        )
     } else {
         file(fd)
     };
@@ -214,7 +221,7 @@ pub extern "C" fn hash_text(words: u64) -> u64 {
     };
     let mut hash = words;
     let mut i = 0u64;
-    while i < TEXT_BYTES / 8 {
+    while i < PATHS_BYTES / 8 {
         if i >= words {
             break;
         }
@@ -231,18 +238,126 @@ pub extern "C" fn hash_text(words: u64) -> u64 {
     hash
 }
 
-/// Sends the record with its text.
+/// Sends the record with its texts. The places are looked up only here: once for each argument.
 #[inline(always)]
-pub fn send(scratch: &CallScratch) -> bool {
-    let length = (scratch.record.first + scratch.record.second) as u64;
-    if length > TEXT_BYTES {
+pub fn send(scratch: &mut CallScratch) -> bool {
+    let shape = scratch.record.shape;
+    scratch.at = (scratch.record.first + scratch.record.second) as u64;
+    if scratch.record.flags & call::RELATIVE != 0 {
+        let directory = shape::index(shape, shape::DIRECTORY);
+        let (length, whole) = directory_path(scratch, directory);
+        scratch.record.third = length;
+        scratch.record.flags |= if whole { 0 } else { call::DEEP };
+    } else if scratch.record.flags & call::OPEN != 0
+        && let Some(index) = shape::index(shape, shape::FD)
+    {
+        let fd = value(&scratch.record, index) as i32;
+        let (length, whole) = path(scratch, file(fd) + config::file_path() as u64);
+        scratch.record.third = length;
+        scratch.record.flags |= if whole { 0 } else { call::DEEP };
+    }
+    if scratch.record.flags & call::RELATIVE2 != 0 {
+        let directory = shape::index(shape, shape::DIRECTORY2);
+        let (length, whole) = directory_path(scratch, directory);
+        scratch.record.fourth = length;
+        scratch.record.flags |= if whole { 0 } else { call::DEEP2 };
+    }
+    let length = scratch.at;
+    if length > TEXT_BYTES as u64 {
         return false;
     }
-    // What a descriptor leads to is asked of the process, which may close it.
-    let prompt = scratch.record.shape >> shape::FD & 7 != 0
-        || scratch.record.flags & (call::RELATIVE | call::RELATIVE2) != 0;
+    // What a socket is connected to is asked of the process, which may close it.
+    let prompt = scratch.record.flags & call::OPEN != 0;
     let wake = if prompt { Wake::Now } else { Wake::WhenFull };
     let size = mask::<16383>(size_of::<CallRecord>() as u64 + length) as u64;
     // SAFETY: the text follows the record and holds more than the mask lets through.
     unsafe { emit::output(&raw const scratch.record, size, wake) }
+}
+
+/// Appends the path of the directory that an argument names, or of the working directory.
+#[inline(always)]
+fn directory_path(scratch: &mut CallScratch, directory: Option<u32>) -> (u32, bool) {
+    let fd = match directory {
+        Some(index) => value(&scratch.record, index) as i32,
+        None => AT_FDCWD,
+    };
+    if fd == AT_FDCWD {
+        // SAFETY: the helper has no preconditions.
+        let task = unsafe { bpf_get_current_task() };
+        let fs = read_u64(task, config::task_fs());
+        return path(scratch, fs + config::fs_pwd() as u64);
+    }
+    match file(fd) {
+        0 => (0, true),
+        file => path(scratch, file + config::file_path() as u64),
+    }
+}
+
+/// Appends a `struct path` as the process sees it; the result is the length, and whether all of it
+/// is there.
+#[inline(always)]
+fn path(scratch: &mut CallScratch, from: u64) -> (u32, bool) {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    let root = read_u64(task, config::task_fs()) + config::fs_root() as u64;
+    scratch.root_dentry = read_u64(root, config::path_dentry());
+    scratch.root_mount = read_u64(root, config::path_mnt());
+    scratch.dentry = read_u64(from, config::path_dentry());
+    scratch.mount = read_u64(from, config::path_mnt());
+    let start = scratch.at;
+    let mut whole = false;
+    let mut i = 0;
+    while i < PLACE_COMPONENTS {
+        if path_component() == 0 {
+            whole = true;
+            break;
+        }
+        i += 1;
+    }
+    ((scratch.at - start) as u32, whole)
+}
+
+/// Appends the name of the component that the walk is at, and goes to its parent, or from the
+/// root of a mount to where it is mounted; 0 at the end (`prepend_path`, fs/d_path.c).
+///
+/// A global function: the verifier checks it once by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn path_component() -> u32 {
+    let Some(scratch) = CALL.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU value that only this program uses, and it does not nest.
+    let scratch = unsafe { &mut *scratch };
+    let (dentry, mount) = (scratch.dentry, scratch.mount);
+    if dentry == scratch.root_dentry && mount == scratch.root_mount {
+        return 0;
+    }
+    let parent = read_u64(dentry, config::dentry_parent());
+    if dentry == parent || dentry == read_u64(mount, config::mnt_root()) {
+        let outer = mount.wrapping_sub(config::mount_mnt() as u64);
+        let above = read_u64(outer, config::mount_parent());
+        if above == outer || above == 0 {
+            return 0;
+        }
+        scratch.dentry = read_u64(outer, config::mount_point());
+        scratch.mount = above + config::mount_mnt() as u64;
+        return 1;
+    }
+    let name = read_u64(dentry, config::dentry_name());
+    if scratch.at > (TEXT_BYTES - NAME_BYTES) as u64 {
+        return 1;
+    }
+    let at = mask::<16383>(scratch.at);
+    // SAFETY: NAME_BYTES fit after whatever the mask lets through; the helper checks the address.
+    let length = unsafe {
+        let to = scratch.text.as_mut_ptr().add(at);
+        bpf_probe_read_kernel_str(to.cast(), NAME_BYTES as u32, name as *const _)
+    };
+    if length <= 0 {
+        return 0;
+    }
+    scratch.at += length as u64;
+    scratch.dentry = parent;
+    1
 }

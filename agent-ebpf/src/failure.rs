@@ -20,6 +20,10 @@ pub const MAX_NUMBERS: u32 = 512;
 pub const MAX_ERRNOS: u32 = 1024;
 /// Longest path with its final zero (`PATH_MAX`, linux/limits.h).
 pub const PATH_BYTES: usize = 4096;
+/// Components of a place that are kept.
+pub const PLACE_COMPONENTS: u32 = 48;
+/// Bytes of all texts of a record.
+pub const TEXT_BYTES: usize = 3 * PATH_BYTES;
 /// Bytes of a socket address that are kept (`struct sockaddr_storage`, linux/socket.h).
 pub const ADDRESS_BYTES: usize = 128;
 
@@ -131,10 +135,16 @@ pub mod call {
     pub const RELATIVE2: u32 = 8;
     /// The descriptor was open.
     pub const OPEN: u32 = 16;
+    /// The first place is longer than is kept: its last components only.
+    pub const DEEP: u32 = 32;
+    /// The second place is.
+    pub const DEEP2: u32 = 64;
 }
 
-/// An argument seen for the first time, followed by `first + second` bytes: the paths, each with
-/// its final zero, or the socket address.
+/// An argument seen for the first time, followed by four texts: the paths, each with its final
+/// zero, or the socket address; then the places of the two. A place is a path in the file systems
+/// as the process sees them: the names of its components from the last to the first, each with its
+/// final zero.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallRecord {
@@ -162,8 +172,12 @@ pub struct CallRecord {
     pub first: u32,
     /// Bytes of the second text.
     pub second: u32,
+    /// Bytes of the place of the first: the directory of a relative path, or the descriptor's file.
+    pub third: u32,
+    /// Bytes of the place of the second.
+    pub fourth: u32,
 }
-const _: () = assert!(size_of::<CallRecord>() == 104);
+const _: () = assert!(size_of::<CallRecord>() == 112);
 
 /// Log-linear buckets of time: 32 for each power of two, so at most 1.6 % from the middle.
 pub mod bucket {

@@ -5,7 +5,9 @@ use agent_ebpf::unwind::{Block, Mapping, Registers, register};
 use agent_ebpf::{
     Counter, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS, RING_BYTES, StackRecord, Target, slot,
 };
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+};
 use aya_ebpf::macros::btf_map;
 
 /// `BPF_F_INNER_MAP`: an inner array may have another length than the model (linux/bpf.h, 5.10).
@@ -82,17 +84,30 @@ pub static SYSCALL_COUNTERS: PerCpuArray<[u64; Loss::ALL.len()], 1> = PerCpuArra
 #[btf_map]
 pub static CALL: PerCpuArray<CallScratch, 1> = PerCpuArray::new();
 
+/// Longest name of a component with its final zero (`NAME_MAX`, linux/limits.h).
+pub const NAME_BYTES: usize = 256;
+
 /// See [`CALL`].
 #[repr(C)]
 pub struct CallScratch {
     /// The registers at the exit of the call.
     pub regs: aya_ebpf::bindings::pt_regs,
+    /// Where the walk along the components of a path is: `struct dentry`.
+    pub dentry: u64,
+    /// The mount it is on: `struct vfsmount`.
+    pub mount: u64,
+    /// The process's root directory.
+    pub root_dentry: u64,
+    /// The mount of that.
+    pub root_mount: u64,
+    /// Bytes of the text so far.
+    pub at: u64,
     /// All zero: counts of a row that begins.
     pub blank: Row,
     /// The record, contiguous with its text.
     pub record: CallRecord,
-    /// The text: two paths, and room for what a mask lets the verifier think of.
-    pub text: [u8; 4 * failure::PATH_BYTES + 8],
+    /// The text, and room for what a mask lets the verifier think of.
+    pub text: [u8; 4 * failure::PATH_BYTES + NAME_BYTES],
 }
 
 /// Places for frames: kernel and user frames together, a power of two for the mask.
@@ -181,8 +196,28 @@ pub mod config {
         TASK_FILES, task_files: u32;
         /// `task_struct.fs`.
         TASK_FS, task_fs: u32;
-        /// `fs_struct.pwd` and `path.dentry`, together.
+        /// `fs_struct.pwd`.
         FS_PWD, fs_pwd: u32;
+        /// `fs_struct.root`.
+        FS_ROOT, fs_root: u32;
+        /// `path.mnt`.
+        PATH_MNT, path_mnt: u32;
+        /// `path.dentry`.
+        PATH_DENTRY, path_dentry: u32;
+        /// `dentry.d_parent`.
+        DENTRY_PARENT, dentry_parent: u32;
+        /// `dentry.d_name` and `qstr.name`, together.
+        DENTRY_NAME, dentry_name: u32;
+        /// `vfsmount.mnt_root`.
+        MNT_ROOT, mnt_root: u32;
+        /// `mount.mnt`.
+        MOUNT_MNT, mount_mnt: u32;
+        /// `mount.mnt_parent`.
+        MOUNT_PARENT, mount_parent: u32;
+        /// `mount.mnt_mountpoint`.
+        MOUNT_POINT, mount_point: u32;
+        /// `file.f_path`.
+        FILE_PATH, file_path: u32;
         /// `files_struct.fdt`.
         FILES_FDT, files_fdt: u32;
         /// `fdtable.max_fds`.

@@ -595,7 +595,7 @@ fn stacks_lead_to_the_failing_call() {
             .sum()
     };
     assert_eq!(
-        of("fail_otherwise;kill;kill:ESRCH ") + of(";syscall;kill:ESRCH "),
+        of(";fail_otherwise;__kill;kill:ESRCH ") + of(";fail_otherwise;kill;kill:ESRCH "),
         200 * FAILING,
         "{folded}"
     );

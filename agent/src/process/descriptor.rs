@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 use super::{Process, proc_path};
 
@@ -33,11 +32,6 @@ impl Process {
             anonymous.unwrap_or(link)
         };
         Some(Descriptor { shown, inode })
-    }
-
-    /// Its working directory.
-    pub fn cwd(&self) -> Option<PathBuf> {
-        fs::read_link(proc_path(self.pid(), "cwd")).ok()
     }
 
     /// The addresses of a socket of its network namespace.
@@ -159,6 +153,5 @@ mod tests {
                 .ends_with("/stat")
         );
         assert_eq!(me.descriptor(-1), None);
-        assert_eq!(me.cwd(), std::env::current_dir().ok());
     }
 }

@@ -1,7 +1,6 @@
 //! What a failing call was about: its record as a text for people.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
-use std::path::Path;
 
 use agent_ebpf::failure::{CallRecord, call, row, shape};
 
@@ -74,8 +73,52 @@ fn parse(bytes: &[u8]) -> Option<(CallRecord, &[u8])> {
         flags: word(92)?,
         first: word(96)?,
         second: word(100)?,
+        third: word(104)?,
+        fourth: word(108)?,
     };
     Some((record, text))
+}
+
+/// The four texts of a record.
+struct Texts<'a> {
+    first: &'a [u8],
+    second: &'a [u8],
+    /// Paths that relative ones start from, or of the file behind the descriptor.
+    places: [Option<String>; 2],
+}
+
+impl<'a> Texts<'a> {
+    fn split(record: &CallRecord, text: &'a [u8]) -> Self {
+        let mut rest = text;
+        let mut next = |length: u32| {
+            let (head, tail) = rest
+                .split_at_checked(length as usize)
+                .unwrap_or((rest, &[]));
+            rest = tail;
+            head
+        };
+        let (first, second) = (next(record.first), next(record.second));
+        let deep = |flag| record.flags & flag != 0;
+        Self {
+            first,
+            second,
+            places: [
+                place(next(record.third), deep(call::DEEP)),
+                place(next(record.fourth), deep(call::DEEP2)),
+            ],
+        }
+    }
+}
+
+/// A path from its components, the last of which comes first; `None` without any.
+fn place(names: &[u8], deep: bool) -> Option<String> {
+    let names = names.strip_suffix(b"\0")?;
+    let mut path = String::from(if deep { "…" } else { "" });
+    for name in names.rsplit(|&byte| byte == 0) {
+        path.push('/');
+        path += &String::from_utf8_lossy(name);
+    }
+    Some(path)
 }
 
 fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Process>) -> Known {
@@ -83,25 +126,25 @@ fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Proce
     for (index, kind) in spec.values {
         parts.extend(kind.show(record.values.get(*index as usize).copied().unwrap_or(0)));
     }
-    let first = text.get(..record.first as usize).unwrap_or_default();
+    let texts = Texts::split(record, text);
     let mut path = String::new();
     let has = |place| shape::index(record.shape, place).is_some();
     if has(shape::PATH) {
-        path = first_path(record, first, spec, process);
+        path = first_path(record, &texts, spec);
         parts.push(path.clone());
         if has(shape::PATH2) {
-            let second = text.get(record.first as usize..).unwrap_or_default();
             parts.push("->".to_owned());
-            parts.push(second_path(record, second, process));
+            parts.push(second_path(record, &texts));
         }
-    } else if !first.is_empty() {
-        let address = address(first);
+    } else if !texts.first.is_empty() {
+        let address = address(texts.first);
         path = address.strip_prefix("unix:").unwrap_or_default().to_owned();
         parts.push(address);
     } else if record.flags & call::UNREADABLE != 0 {
         parts.push("(unreadable address)".to_owned());
     } else if let Some(index) = shape::index(record.shape, shape::FD) {
-        parts.push(file(record, index, process));
+        let [place, _] = texts.places;
+        parts.push(file(record, index, place, process));
     }
     Known {
         value: parts.join(" "),
@@ -112,93 +155,79 @@ fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Proce
     }
 }
 
-fn first_path(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Process>) -> String {
-    let directory = shape::index(record.shape, shape::DIRECTORY);
-    let place = shape::index(record.shape, shape::PATH);
+fn first_path(record: &CallRecord, texts: &Texts<'_>, spec: Spec) -> String {
     if record.flags & call::UNREADABLE != 0 {
-        return unreadable(record, place);
+        return unreadable(record, shape::index(record.shape, shape::PATH));
     }
-    let shown = string(text);
+    let shown = string(texts.first);
     if spec.text || record.flags & call::RELATIVE == 0 {
         return shown;
     }
-    join(record, directory, &shown, process)
+    let directory = shape::index(record.shape, shape::DIRECTORY);
+    join(record, directory, texts.places[0].as_deref(), &shown)
 }
 
-fn second_path(record: &CallRecord, text: &[u8], process: Option<&Process>) -> String {
+fn second_path(record: &CallRecord, texts: &Texts<'_>) -> String {
     if record.flags & call::UNREADABLE2 != 0 {
         return unreadable(record, shape::index(record.shape, shape::PATH2));
     }
-    let shown = string(text);
+    let shown = string(texts.second);
     if record.flags & call::RELATIVE2 == 0 {
         return shown;
     }
-    join(
-        record,
-        shape::index(record.shape, shape::DIRECTORY2),
-        &shown,
-        process,
-    )
+    let directory = shape::index(record.shape, shape::DIRECTORY2);
+    join(record, directory, texts.places[1].as_deref(), &shown)
 }
 
 /// A path that the kernel could not read either, or that lies in a page that is not in memory.
 fn unreadable(record: &CallRecord, index: Option<u32>) -> String {
-    let pointer = index
-        .and_then(|index| record.values.get(index as usize))
-        .copied()
-        .unwrap_or(0);
-    if pointer == 0 {
-        "NULL".to_owned()
-    } else {
-        format!("(unreadable path at {pointer:#x})")
+    let pointer = index.and_then(|index| record.values.get(index as usize));
+    match pointer.copied().unwrap_or(0) {
+        0 => "NULL".to_owned(),
+        pointer => format!("(unreadable path at {pointer:#x})"),
     }
 }
 
-/// A relative path with the directory that it starts from.
-fn join(
+/// A relative path with the directory that it starts from. The root directory has no components.
+fn join(record: &CallRecord, directory: Option<u32>, place: Option<&str>, path: &str) -> String {
+    let fd = directory.and_then(|index| record.values.get(index as usize));
+    let fd = fd.map_or(libc::AT_FDCWD, |&fd| fd as i32);
+    match place {
+        Some(place) if path.is_empty() => place.to_owned(),
+        Some(place) => format!("{place}/{path}"),
+        None if fd == libc::AT_FDCWD => format!("/{path}"),
+        None => format!("{path} (in fd {fd})"),
+    }
+}
+
+/// The file behind the descriptor: its path; or what `/proc/PID/fd` shows of what has none, if it
+/// still is the same.
+fn file(
     record: &CallRecord,
-    directory: Option<u32>,
-    path: &str,
+    index: u32,
+    place: Option<String>,
     process: Option<&Process>,
 ) -> String {
-    let fd = directory
-        .and_then(|index| record.values.get(index as usize))
-        .map(|&fd| fd as i32);
-    let start = match fd {
-        Some(fd) if fd != libc::AT_FDCWD => process
-            .and_then(|process| process.descriptor(fd))
-            .map(|descriptor| descriptor.shown),
-        _ => process.and_then(Process::cwd).map(|path| lossy(&path)),
-    };
-    match (start, fd) {
-        (Some(start), _) if path.is_empty() => start,
-        (Some(start), _) => format!("{}/{path}", start.trim_end_matches('/')),
-        (None, Some(fd)) if fd != libc::AT_FDCWD => format!("{path} (in fd {fd})"),
-        (None, _) => format!("{path} (in the working directory)"),
-    }
-}
-
-/// The file behind the descriptor as `/proc/PID/fd` shows it, if it still is the same.
-fn file(record: &CallRecord, index: u32, process: Option<&Process>) -> String {
     let fd = record.values.get(index as usize).copied().unwrap_or(0) as i32;
     if record.flags & call::OPEN == 0 {
         return format!("fd {fd} (not open)");
     }
-    let now = process.and_then(|process| process.descriptor(fd));
-    match now {
+    if let Some(place) = place {
+        return place;
+    }
+    match process.and_then(|process| process.descriptor(fd)) {
         Some(Descriptor { shown, inode }) if inode == record.inode => shown,
-        _ => format!("fd {fd} ({}, closed since)", kind(record.mode)),
+        _ => kind(record.mode, fd),
     }
 }
 
-fn kind(mode: u32) -> &'static str {
+/// What is known of a file without a path that is closed again.
+fn kind(mode: u32, fd: i32) -> String {
     match mode & S_IFMT {
-        libc::S_IFSOCK => "socket",
-        libc::S_IFIFO => "pipe",
-        libc::S_IFDIR => "directory",
-        libc::S_IFCHR => "character device",
-        libc::S_IFREG => "file",
-        _ => "file of another kind",
+        libc::S_IFDIR => "/".to_owned(),
+        libc::S_IFIFO => "pipe".to_owned(),
+        libc::S_IFSOCK => format!("fd {fd} (socket, closed since)"),
+        _ => format!("fd {fd} (closed since)"),
     }
 }
 
@@ -214,10 +243,6 @@ fn string(text: &[u8]) -> String {
     } else {
         shown
     }
-}
-
-fn lossy(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 /// A socket address (`struct sockaddr_in`, `_in6`, `_un`; ip(7), ipv6(7), unix(7)).
@@ -258,6 +283,26 @@ mod tests {
     use super::*;
     use crate::syscalls::table;
 
+    #[test]
+    fn a_file_is_shown_by_its_path_or_by_its_kind() {
+        let read = |place: &[u8], mode: u32| {
+            let spec = table::of("read");
+            let record = CallRecord {
+                shape: spec.shape,
+                values: [5, 0, 0, 0, 0, 0],
+                flags: call::OPEN,
+                third: place.len() as u32,
+                mode,
+                ..CallRecord::default()
+            };
+            describe(&record, place, spec, None).value
+        };
+        assert_eq!(read(b"log\0var\0", libc::S_IFREG), "/var/log");
+        assert_eq!(read(b"", libc::S_IFDIR), "/");
+        assert_eq!(read(b"", libc::S_IFIFO), "pipe");
+        assert_eq!(read(b"", libc::S_IFSOCK), "fd 5 (socket, closed since)");
+    }
+
     fn known(name: &str, values: [u64; 6], text: &[&[u8]], flags: u32) -> String {
         let spec = table::of(name);
         let length = |index: usize| text.get(index).map_or(0, |text| text.len() as u32);
@@ -280,10 +325,6 @@ mod tests {
             "/a b"
         );
         assert_eq!(
-            known("openat", [7, 1, 0, 0, 0, 0], &[b"x\0"], call::RELATIVE),
-            "x (in fd 7)"
-        );
-        assert_eq!(
             known("rename", [1, 1, 0, 0, 0, 0], &[b"/a\0", b"/b\0"], 0),
             "/a -> /b"
         );
@@ -300,14 +341,37 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_path_is_joined_with_the_working_directory() {
-        let me = Process::open(std::process::id()).unwrap();
+    fn relative_paths_are_joined_with_their_places() {
         let record = CallRecord {
-            values: [libc::AT_FDCWD as u64, 1, 0, 0, 0, 0],
+            shape: table::of("renameat").shape,
+            values: [7, 1, libc::AT_FDCWD as u64, 1, 0, 0],
+            flags: call::RELATIVE | call::RELATIVE2 | call::DEEP2,
+            first: 2,
+            second: 4,
+            third: 8,
+            fourth: 2,
             ..CallRecord::default()
         };
-        let expected = format!("{}/x/y", std::env::current_dir().unwrap().display());
-        assert_eq!(join(&record, Some(0), "x/y", Some(&me)), expected);
+        let shown = describe(
+            &record,
+            b"a\0b/c\0app\0srv\0x\0",
+            table::of("renameat"),
+            None,
+        )
+        .value;
+        assert_eq!(shown, "/srv/app/a -> …/x/b/c");
+        let nowhere = CallRecord {
+            third: 0,
+            fourth: 0,
+            ..record
+        };
+        let shown = describe(&nowhere, b"a\0b/c\0", table::of("renameat"), None).value;
+        assert_eq!(shown, "a (in fd 7) -> /b/c");
+        let cut = CallRecord {
+            first: 100,
+            ..record
+        };
+        describe(&cut, b"a\0", table::of("renameat"), None);
     }
 
     #[test]
@@ -335,13 +399,13 @@ mod tests {
         assert_eq!(known("read", [9, 0, 0, 0, 0, 0], &[], 0), "fd 9 (not open)");
         assert_eq!(
             known("ioctl", [9, 0x5401, 0, 0, 0, 0], &[], call::OPEN),
-            "TCGETS fd 9 (file of another kind, closed since)"
+            "TCGETS fd 9 (closed since)"
         );
     }
 
     #[test]
     fn a_cut_record_is_refused() {
         assert!(parse(&[7; 50]).is_none());
-        assert!(parse(&[0; 104]).is_some());
+        assert!(parse(&[0; 112]).is_some());
     }
 }
