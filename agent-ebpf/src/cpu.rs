@@ -45,7 +45,7 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
         kind: record::STACK,
         tgid,
         tid: process::visible_thread(),
-        reserved: 0,
+        finished: 0,
         stack: 0,
     };
     let sent = send(scratch);
@@ -68,5 +68,5 @@ fn send(scratch: &mut Scratch) -> bool {
     let end = scratch.record.end as u64;
     let hash = scratch.hash ^ end.wrapping_mul(0x517c_c1b7_2722_0a95);
     scratch.record.sample.stack = hash;
-    emit::sample(scratch, hash)
+    emit::sample(slot::CPU, scratch, hash)
 }

@@ -1,10 +1,16 @@
 //! Sends records to userspace.
 
-use agent_ebpf::{Counter, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleRecord, StackRecord, record};
-use aya_ebpf::helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query};
+use agent_ebpf::{
+    Counter, DEFERRED_BUDGET, DEFERRED_FRAMES, DEFERRED_STACK_BYTES, DeferredRecord, End,
+    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleRecord, StackRecord, record,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_probe_read_user, bpf_ringbuf_output, bpf_ringbuf_query,
+};
 
 use crate::count;
-use crate::maps::{EVENTS, SEEN, Scratch};
+use crate::maps::{DEFERRED, EVENTS, SEEN, Scratch};
+use crate::stack::mask;
 
 /// Userspace looks at the ring by itself a few times a second; it is woken only when this many
 /// bytes wait.
@@ -47,9 +53,13 @@ pub unsafe fn output<T>(data: *const T, size: u64, wake: Wake) -> bool {
     unsafe { bpf_ringbuf_output(ring, data.cast_mut().cast(), size, flags) == 0 }
 }
 
-/// Sends the stack in the scratch, or only its hash where it was sent before.
+/// Sends the stack in the scratch, or only its hash where it was sent before. A walk that came to
+/// code not known yet is sent with a copy of the stack.
 #[inline(always)]
-pub fn sample(scratch: &mut Scratch, hash: u64) -> bool {
+pub fn sample(slot: u32, scratch: &mut Scratch, hash: u64) -> bool {
+    if is_pending(scratch) && deferred(slot, scratch) {
+        return true;
+    }
     // SAFETY: only whether there is a value is looked at.
     if unsafe { SEEN.get(hash) }.is_some() {
         scratch.record.sample.kind = record::SAMPLE;
@@ -75,4 +85,94 @@ pub fn sample(scratch: &mut Scratch, hash: u64) -> bool {
         count(Counter::StacksSent, 1);
     }
     sent
+}
+
+/// Whether the walk came to code not known yet.
+#[inline(always)]
+pub fn is_pending(scratch: &Scratch) -> bool {
+    let end = scratch.record.end;
+    end == End::TablePending as u32 || end == End::NoMapping as u32
+}
+
+/// Sends the scratch's stack with what is needed to finish its walk, as long as there is room for
+/// such samples.
+#[inline(always)]
+pub fn deferred(slot: u32, scratch: &mut Scratch) -> bool {
+    if crate::counted(Counter::Deferred) >= DEFERRED_BUDGET {
+        return false;
+    }
+    let Some(deferred) = DEFERRED.get_ptr_mut(slot) else {
+        return false;
+    };
+    if scratch.frames_len > DEFERRED_FRAMES as u32 {
+        return false;
+    }
+    // SAFETY: a per-CPU map value that only this run uses, while it holds the scratch.
+    let deferred = unsafe { &mut *deferred };
+    let record = &mut deferred.record;
+    record.stack = scratch.record;
+    record.stack.sample.kind = record::DEFERRED;
+    record.stack.user_frames = scratch.depth as u16;
+    record.regs = scratch.regs;
+    record.leaf = scratch.leaf;
+    // SAFETY: both arrays are as long as the sizes given.
+    unsafe {
+        bpf_probe_read_kernel(
+            record.general.as_mut_ptr().cast(),
+            size_of_val(&record.general) as u32,
+            scratch.general.as_ptr().cast(),
+        );
+        bpf_probe_read_kernel(
+            record.frames.as_mut_ptr().cast(),
+            size_of_val(&record.frames) as u32,
+            scratch.frames.as_ptr().cast(),
+        );
+    }
+    let bytes = copy_stack(scratch.regs.sp, &mut deferred.stack);
+    deferred.record.stack_bytes = bytes;
+    let size = size_of::<DeferredRecord>() as u64 + (bytes as u64 & STACK_MASK);
+    // SAFETY: the stack follows the record, and its size is below its room.
+    let sent = unsafe { output(&raw const *deferred, size, Wake::Now) };
+    if sent {
+        count(Counter::Deferred, 1);
+    }
+    sent
+}
+
+/// Bytes of a page, the granularity of what can be read.
+const PAGE: u64 = 4096;
+/// A stack's copy is at most one byte shorter than its room, for the sake of this mask.
+const STACK_MASK: u64 = DEFERRED_STACK_BYTES as u64 - 1;
+
+/// Copies the stack from `sp` upwards: to the end of its page, then whole pages while there are
+/// any. Returns how many bytes.
+#[inline(always)]
+fn copy_stack(sp: u64, stack: &mut [u8; DEFERRED_STACK_BYTES]) -> u32 {
+    let first = mask::<{ PAGE - 1 }>(0u64.wrapping_sub(sp));
+    let base = stack.as_mut_ptr();
+    // SAFETY: less than a page fits; the helper checks the address.
+    let failed = unsafe { bpf_probe_read_user(base.cast(), first as u32, sp as *const _) };
+    if failed != 0 {
+        return 0;
+    }
+    let mut copied = first;
+    let mut page = 0;
+    while page < DEFERRED_STACK_BYTES / PAGE as usize - 1 {
+        let at = mask::<{ PAGE - 1 }>(first as u64) + page * PAGE as usize;
+        // SAFETY: `at` is less than a page and `page` pages: one more fits; the helper checks the
+        // address.
+        let failed = unsafe {
+            bpf_probe_read_user(
+                base.add(at).cast(),
+                PAGE as u32,
+                (sp + at as u64) as *const _,
+            )
+        };
+        if failed != 0 {
+            break;
+        }
+        copied = at + PAGE as usize;
+        page += 1;
+    }
+    copied as u32
 }

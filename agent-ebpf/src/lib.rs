@@ -138,6 +138,8 @@ numbers! {
         FramePointerFallback = "frame_pointer_fallback",
         /// Full stacks sent (the other samples sent only a hash).
         StacksSent = "stacks_sent",
+        /// Samples whose stack userspace finishes, sent whole.
+        Deferred = "deferred",
         /// Nanoseconds spent on samples of the target.
         Nanoseconds = "nanoseconds",
         /// A child could not be followed: the targets map was full.
@@ -193,10 +195,12 @@ pub mod record {
     pub const EXIT: u32 = 5;
     /// A connection's event; see `tcp`.
     pub const TCP: u32 = 6;
+    /// [`crate::DeferredRecord`] followed by the bytes of the stack.
+    pub const DEFERRED: u32 = 8;
     /// [`crate::failure::CallRecord`]: an argument of a failing system call, for the first time.
     pub const SYSCALL: u32 = 7;
     /// [`crate::StackRecord`] followed by its frames: the stack of a failing system call.
-    pub const SYSCALL_STACK: u32 = 8;
+    pub const SYSCALL_STACK: u32 = 9;
 }
 
 /// A sample whose stack was sent before.
@@ -209,8 +213,8 @@ pub struct SampleRecord {
     pub tgid: u32,
     /// Thread id as the agent's PID namespace shows it; 0 where it does not.
     pub tid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The kind that a deferred sample has once it is finished: [`record::SYSCALL_STACK`], or 0.
+    pub finished: u32,
     /// Hash of the stack.
     pub stack: u64,
 }
@@ -231,6 +235,34 @@ pub struct StackRecord {
     pub user_frames: u16,
 }
 const _: () = assert!(size_of::<StackRecord>() == 32);
+
+/// Most frames that a [`DeferredRecord`] can hold.
+pub const DEFERRED_FRAMES: usize = 232;
+/// Most bytes of stack that follow a [`DeferredRecord`].
+pub const DEFERRED_STACK_BYTES: usize = 16384;
+/// Deferred samples that each CPU sends in a run, at most.
+pub const DEFERRED_BUDGET: u64 = 2048;
+
+/// A sample whose walk came to code that the kernel programs do not know yet: userspace, which
+/// will know it in a moment, finishes the walk on a copy of the stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeferredRecord {
+    /// What there is, with [`record::DEFERRED`] as its kind. The last user frame is the one that
+    /// the walk stopped at.
+    pub stack: StackRecord,
+    /// The registers of that frame.
+    pub regs: unwind::Registers,
+    /// Not zero if they are the processor's own; 1 if the general registers are, too.
+    pub leaf: u32,
+    /// Bytes of the stack that follow, from `regs.sp` on.
+    pub stack_bytes: u32,
+    /// The processor's general registers, in the order of their DWARF numbers.
+    pub general: [u64; unwind::register::COUNT],
+    /// The frames: kernel, then user, leaf first.
+    pub frames: [u64; DEFERRED_FRAMES],
+}
+const _: () = assert!(size_of::<DeferredRecord>() == 2048);
 
 /// The life of a process in scope.
 #[repr(C)]

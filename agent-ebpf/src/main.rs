@@ -27,6 +27,17 @@ fn count(counter: agent_ebpf::Counter, n: u64) {
     }
 }
 
+/// One of this CPU's counters.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn counted(counter: agent_ebpf::Counter) -> u64 {
+    match maps::COUNTERS.get_ptr(0) {
+        // SAFETY: as in `count`.
+        Some(counters) => unsafe { *counters.cast::<u64>().add(counter as usize) },
+        None => 0,
+    }
+}
+
 /// The kernel programs use GPL-only helpers.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]

@@ -3,7 +3,8 @@
 use agent_ebpf::failure::{self, Argument, CallRecord, Loss, Part, Row};
 use agent_ebpf::unwind::{Block, Mapping, Registers, register};
 use agent_ebpf::{
-    Counter, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS, RING_BYTES, StackRecord, Target, slot,
+    Counter, DEFERRED_STACK_BYTES, DeferredRecord, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS,
+    RING_BYTES, StackRecord, Target, slot,
 };
 use aya_ebpf::btf_maps::{
     Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
@@ -37,6 +38,10 @@ pub static COUNTERS: PerCpuArray<[u64; Counter::ALL.len()], 1> = PerCpuArray::ne
 /// Working memory of a stack walk, for each CPU and kind of probe.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, { slot::COUNT as usize }> = PerCpuArray::new();
+
+/// A deferred sample in the making, for each CPU and kind of probe.
+#[btf_map]
+pub static DEFERRED: PerCpuArray<Deferred, { slot::COUNT as usize }> = PerCpuArray::new();
 
 /// Wanted processes, by the id that the agent's PID namespace shows; `iter_task` fills in the
 /// thread-group id of the initial namespace.
@@ -112,6 +117,15 @@ pub struct CallScratch {
 
 /// Places for frames: kernel and user frames together, a power of two for the mask.
 pub const FRAMES: usize = 2048;
+
+/// See [`DEFERRED`].
+#[repr(C)]
+pub struct Deferred {
+    /// The record.
+    pub record: DeferredRecord,
+    /// The bytes that follow it.
+    pub stack: [u8; DEFERRED_STACK_BYTES],
+}
 
 /// See [`SCRATCH`].
 #[repr(C)]

@@ -4,7 +4,7 @@
 //! failed, then whether the process is in scope.
 
 use agent_ebpf::failure::{Argument, Loss, Part, Row, bucket, row, shape};
-use agent_ebpf::{StackRecord, record, slot};
+use agent_ebpf::{SampleRecord, StackRecord, record, slot};
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
@@ -258,10 +258,18 @@ fn count_stack(row: u64, call: &CallScratch, tgid: u32, table: u32) -> bool {
     stack::begin(scratch, table);
     stack::registers_from(&call.regs, scratch);
     stack::user(slot::SYSCALLS, scratch);
-    let hash = stack::mix(scratch.hash ^ tgid as u64, scratch.record.end as u64);
-    scratch.record.sample.kind = record::SYSCALL_STACK;
-    scratch.record.sample.tgid = tgid;
-    scratch.record.sample.stack = hash;
+    let mut hash = stack::mix(scratch.hash ^ tgid as u64, scratch.record.end as u64);
+    if emit::is_pending(scratch) {
+        // Only userspace will know the frames: what tells stacks apart is where they end.
+        hash = stack::mix(hash, call.regs.rip ^ call.regs.rsp << 16);
+    }
+    scratch.record.sample = SampleRecord {
+        kind: record::SYSCALL_STACK,
+        tgid,
+        tid: 0,
+        finished: record::SYSCALL_STACK,
+        stack: hash,
+    };
     // SAFETY: only whether there is a value is looked at.
     if unsafe { SEEN.get(hash) }.is_none() && !send_stack(scratch, hash) {
         lost(Loss::StackRing);
@@ -289,6 +297,10 @@ fn count_stack(row: u64, call: &CallScratch, tgid: u32, table: u32) -> bool {
 
 #[inline(always)]
 fn send_stack(scratch: &mut crate::maps::Scratch, hash: u64) -> bool {
+    if emit::is_pending(scratch) && emit::deferred(slot::SYSCALLS, scratch) {
+        let _ = SEEN.insert(hash, 1, 0);
+        return true;
+    }
     scratch.record.user_frames = scratch.depth as u16;
     let size = size_of::<StackRecord>() as u64 + 8 * scratch.frames_len as u64;
     if size > emit::MAX_BYTES {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why a process cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +74,7 @@ pub struct Process {
     pid: u32,
     pidfd: OwnedFd,
     /// Its root directory, open so that its files are found when it is gone.
-    root: Option<File>,
+    root: Root,
     /// Its id in its own, innermost PID namespace.
     own_pid: u32,
     uid: u32,
@@ -143,7 +144,7 @@ impl Process {
         let process = Self {
             pid,
             pidfd,
-            root: root.ok(),
+            root: Root(root.ok().map(Arc::new)),
             own_pid: namespace_pid(pid).unwrap_or(pid),
             uid: fs::metadata(proc_path(pid, ""))
                 .map(|meta| meta.uid())
@@ -256,20 +257,9 @@ impl Process {
             .collect())
     }
 
-    /// Opens the very file that is mapped: also a deleted one, one in another mount namespace, or
-    /// one that was replaced since.
-    ///
-    /// `None` when it cannot be had, or what is found is not what is mapped.
-    pub fn open_mapped(&self, map: &Map) -> Option<File> {
-        let exact = proc_path(
-            self.pid,
-            &format!("map_files/{:x}-{:x}", map.start, map.end),
-        );
-        let path = Path::new(&map.path);
-        let visible = self.root().join(path.strip_prefix("/").ok()?);
-        [exact, visible]
-            .iter()
-            .find_map(|path| open_regular(path, map.file.inode))
+    /// Its root directory: held open, so that its files are found also when it is gone.
+    pub fn root(&self) -> &Root {
+        &self.root
     }
 
     /// Names of its threads, by thread id.
@@ -306,23 +296,81 @@ impl Process {
             .collect()
     }
 
-    /// Its root directory, through which its paths are opened; also once it is gone.
-    pub fn root(&self) -> PathBuf {
-        match &self.root {
-            Some(root) => PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
-            None => proc_path(self.pid, "root"),
-        }
-    }
-
     /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace.
     pub fn open_perf_map(&self) -> Option<File> {
-        let path = self.root().join(format!("tmp/perf-{}.map", self.own_pid));
+        let path = self
+            .root
+            .path()
+            .join(format!("tmp/perf-{}.map", self.own_pid));
         OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(path)
             .ok()
     }
+}
+
+/// The root directory that a process sees, in its mount namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Root(Option<Arc<File>>);
+
+impl Root {
+    /// A path that leads there: the agent's own root directory where the process's could not be
+    /// opened.
+    pub fn path(&self) -> PathBuf {
+        match &self.0 {
+            Some(root) => PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
+            None => PathBuf::from("/"),
+        }
+    }
+
+    /// Opens the very file that is mapped: also a deleted one, one in another mount namespace, or
+    /// one that was replaced since, as long as the process that maps it lives.
+    ///
+    /// `None` when it cannot be had, or what is found is not what is mapped.
+    pub fn open_mapped(&self, pid: u32, map: &Map) -> Option<File> {
+        let exact = proc_path(pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
+        let path = Path::new(&map.path);
+        let visible = self.path().join(path.strip_prefix("/").ok()?);
+        [exact, visible]
+            .iter()
+            .find_map(|path| open_regular(path, map.file.inode))
+    }
+}
+
+/// The program of a command line as the agent finds it, and its interpreter's file: what will be
+/// mapped first when it is executed.
+pub fn program_file(program: &Path) -> Option<(File, Map)> {
+    let path = if program.components().count() > 1 {
+        fs::canonicalize(program).ok()?
+    } else {
+        let directories = std::env::var_os("PATH")?;
+        std::env::split_paths(&directories)
+            .map(|directory| directory.join(program))
+            .find_map(|path| fs::canonicalize(path).ok())?
+    };
+    let file = open_regular(&path, fs::metadata(&path).ok()?.ino())?;
+    let meta = file.metadata().ok()?;
+    let map = Map {
+        start: 0,
+        end: 0,
+        offset: 0,
+        file: FileId {
+            major: libc::major(meta.dev()),
+            minor: libc::minor(meta.dev()),
+            inode: meta.ino(),
+        },
+        path: path.into_os_string(),
+    };
+    Some((file, map))
+}
+
+/// The agent's own executable mappings: a program that it starts often uses the same libraries.
+pub fn own_maps() -> Vec<Map> {
+    let maps = fs::read("/proc/self/maps").unwrap_or_default();
+    maps.split(|&byte| byte == b'\n')
+        .filter_map(parse_map)
+        .collect()
 }
 
 fn open_regular(path: &Path, inode: u64) -> Option<File> {
@@ -464,11 +512,7 @@ impl Map {
 /// The vDSO as a file in memory, copied from the agent's own address space: it is the same code
 /// for every 64-bit process of a kernel.
 pub fn vdso() -> Option<File> {
-    let maps = fs::read("/proc/self/maps").ok()?;
-    let map = maps
-        .split(|&byte| byte == b'\n')
-        .filter_map(parse_map)
-        .find(|map| map.path == "[vdso]")?;
+    let map = own_maps().into_iter().find(|map| map.path == "[vdso]")?;
     let mut image = vec![0; (map.end - map.start) as usize];
     File::open("/proc/self/mem")
         .ok()?
@@ -534,7 +578,7 @@ mod tests {
         let process = Process::open(std::process::id()).unwrap();
         let maps = process.maps().unwrap();
         let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
-        assert!(process.open_mapped(map).is_some());
+        assert!(process.root().open_mapped(process.pid(), map).is_some());
         assert!(!process.has_ended());
         assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
     }

@@ -56,7 +56,7 @@ OWN_FRAME uint64_t descend_2(long frames, uint64_t value, uint64_t (*at_bottom)(
 
 OWN_FRAME void on_signal(int signal) {
     (void)signal;
-    for (int i = 0; i < 20; i++)
+    for (int i = 0; i < 50; i++)
         descend_0(handler_frames, 1, bottom);
     struck = 1;
 }
@@ -78,7 +78,7 @@ int main(int argc, char **argv) {
     long frames = number(argc, argv, 2, 9);
     const char *mode = argc > 3 ? argv[3] : "plain";
     int in_handler = strcmp(mode, "plain") != 0;
-    burst = turns_for(1000);
+    burst = turns_for(5000);
     uint64_t value = 1;
     if (in_handler) {
         install(strcmp(mode, "altstack") == 0);

@@ -136,7 +136,7 @@ fn frequency_out_of_range() {
         .assert_refused(USAGE, &["frequency", "0"]);
     let finished = with_pid(target.pid(), &["--frequency", "100000000"]).run();
     let limit = std::fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").unwrap();
-    finished.assert_refused(USAGE, &["frequency", limit.trim()]);
+    finished.assert_refused(FAILED, &["frequency", limit.trim()]);
 }
 
 #[test]

@@ -3,19 +3,15 @@
 
 use std::process::Command;
 
-use crate::harness::{Agent, Frame, LIFE, Profile, Target, alone, host_only, in_vm, program};
-
-/// Samples that three seconds of one busy thread give at least: most of 597 here; under
-/// emulation the guest's CPUs share the host's with each other.
-fn one_thread() -> u64 {
-    if in_vm() { 100 } else { 400 }
-}
+use crate::harness::{
+    Agent, ENOUGH, Frame, LIFE, Profile, Target, alone, host_only, in_vm, program,
+};
 
 /// Profiles a program for the standard run; fails unless it is complete.
 fn complete(name: &str, arguments: &[&str]) -> Profile {
     let target = Target::spawn(name, arguments);
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    profile.assert_complete(ENOUGH);
     profile
 }
 
@@ -103,7 +99,7 @@ fn descents(count: usize) -> impl Iterator<Item = &'static str> {
 fn assert_deep(profile: &Profile, expected: &[&str]) {
     let at_bottom = profile.self_share("bottom");
     assert!(
-        at_bottom >= 0.85,
+        at_bottom >= if in_vm() { 0.5 } else { 0.85 },
         "{at_bottom:.3} at the bottom\n{}",
         profile.explain()
     );
@@ -207,7 +203,7 @@ fn cpp_templates_exceptions_and_threads() {
     let target = Target::spawn("templates", &[]);
     target.await_word("plugin");
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&[
         "shapes::Mixer<unsigned long, 20000>::mix",
         "shapes::Circle<long>::area",
@@ -381,7 +377,7 @@ fn cpython() {
             .arg(LIFE),
     );
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&["_PyEval_EvalFrameDefault"]);
 }
 
@@ -398,5 +394,14 @@ fn node() {
             .arg(LIFE),
     );
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(one_thread());
+    // The table of the engine, 50 MB of code, is not ready when the sampling starts.
+    let pending = profile.count(|stack| stack.end == "table_pending");
+    let known = profile.samples() - pending;
+    let complete = profile.count(|stack| stack.is_complete());
+    assert!(pending * 20 <= profile.samples(), "{}", profile.explain());
+    assert!(
+        complete as f64 >= 0.995 * known as f64,
+        "{}",
+        profile.explain()
+    );
 }

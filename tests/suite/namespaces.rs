@@ -4,12 +4,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::harness::{Agent, LIFE, Target, agent_binary, alone, in_vm, program};
-
-/// Samples that three seconds give at least.
-fn enough() -> u64 {
-    if in_vm() { 100 } else { 400 }
-}
+use crate::harness::{Agent, ENOUGH, LIFE, Target, agent_binary, alone, program};
 
 /// A shell in a new mount namespace that runs `script`; `$0` is `program`, `$1` is `directory`.
 fn elsewhere(script: &str, program: &std::path::Path, directory: &TempDir) -> Command {
@@ -33,7 +28,7 @@ fn a_target_in_another_mount_namespace() {
         "the mount is not private"
     );
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(enough());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&["main", "half", "third", "fifth"]);
 }
 
@@ -46,7 +41,7 @@ fn a_file_of_the_same_path_here_is_not_taken_for_the_targets() {
     let target = Target::run(&mut elsewhere(&script, &program("split-nopie"), &hidden));
     std::fs::copy(program("deep-static"), hidden.path().join("program")).unwrap();
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(enough());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&["half"]);
     assert_eq!(
         profile.total_share("descend_0"),
@@ -66,7 +61,7 @@ fn a_target_in_a_chroot() {
             .args(["/split", LIFE]),
     );
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(enough());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&["main", "half"]);
 }
 
@@ -95,7 +90,7 @@ fn a_pid_of_another_pid_namespace() {
     let profile = Agent::under(&wrapper, &agent_binary())
         .args(duration)
         .run_to_profile();
-    profile.assert_complete(enough());
+    profile.assert_complete(ENOUGH);
     profile.assert_names(&["half"]);
     assert!(
         profile.stacks.iter().all(|stack| stack.pid < 100),
@@ -124,5 +119,5 @@ fn neither_tracefs_nor_debugfs_is_needed() {
             "profile.json",
         ])
         .run_to_profile();
-    profile.assert_complete(enough());
+    profile.assert_complete(ENOUGH);
 }

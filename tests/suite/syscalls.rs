@@ -135,6 +135,7 @@ fn strace(name: &str, arguments: &[&str]) -> Option<Counts> {
         .arg(program(name))
         .args(arguments)
         .current_dir(directory.path())
+        .env_remove("LD_LIBRARY_PATH")
         .stdin(Stdio::null())
         .stdout(std::fs::File::create(directory.path().join("out")).unwrap())
         .status()

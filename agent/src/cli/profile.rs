@@ -1,6 +1,7 @@
 //! `agent profile`: runs what the specification says.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agent_ebpf::Counter;
@@ -48,6 +49,11 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     )?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.children)?;
+    if let Scope::Command(command) = &spec.target.scope
+        && let Some(program) = command.first()
+    {
+        session.expect(Path::new(program))?;
+    }
     session.tables_ready().await;
     let clock = cpu::attach(&mut session, spec.frequency.get())?;
     let begin = Instant::now();
@@ -64,7 +70,9 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     .await;
     cpu::detach(&mut session)?;
     let duration = begin.elapsed();
-    session.drain(&mut |bytes, targets| samples.take(bytes, targets));
+    session
+        .finish(&mut |bytes, targets| samples.take(bytes, targets))
+        .await;
     let command = subjects.finish(ended);
     let mut profile = Profile::default();
     profile.facts = facts(&session, &spec, clock, started, duration, ended);

@@ -54,7 +54,9 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     let mut view = View::new(failures, &spec, verbosity);
     let ended = watch(&mut session, &mut subjects, &mut signals, &spec, &mut view).await;
     syscalls::detach(&mut session)?;
-    session.drain(&mut |bytes, targets| view.failures.take(bytes, targets));
+    session
+        .finish(&mut |bytes, targets| view.failures.take(bytes, targets))
+        .await;
     let command = subjects.finish(ended);
     let report = view.report(&session, true);
     view.finish(&report)?;

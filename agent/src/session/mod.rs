@@ -3,6 +3,7 @@
 //! Owns the programs, their links and the maps. Closing the descriptors is the whole clean-up.
 
 pub mod btf;
+pub mod deferred;
 pub mod modules;
 pub mod sideband;
 mod tables;
@@ -10,6 +11,7 @@ pub mod target;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, record};
@@ -21,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::preflight::Kernel;
 use crate::process::{self, Process};
+use deferred::Deferred;
 use sideband::Sideband;
 use tables::Tables;
 use target::Targets;
@@ -32,8 +35,11 @@ static BYTECODE: &[u8] = aya::include_bytes_aligned!("../../bpf/agent.bpf.o");
 const TICK: Duration = Duration::from_millis(100);
 /// Shortest time between two looks: a busy host must not keep us busy.
 const PAUSE: Duration = Duration::from_millis(2);
-/// Longest time that the start of the clock waits for the first unwind tables.
-const TABLES_WAIT: Duration = Duration::from_millis(150);
+/// Longest time that the start of the clock waits for unwind tables.
+const TABLES_WAIT: Duration = Duration::from_millis(100);
+/// Looks at the ring buffer that a walk into unknown code waits for the mapping to become known;
+/// one that waits for a table waits for as long as tables are being built.
+const LOOKS: u32 = 3;
 
 /// Why a run could not begin or go on. The chain of sources holds what the kernel answered.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +202,7 @@ impl Loaded {
             ebpf: self.ebpf,
             kernel: self.kernel,
             bytes: 0,
+            deferred: Vec::new(),
         };
         for fd in attached.sideband.fds() {
             attached.watch.add(fd)?;
@@ -365,6 +372,8 @@ pub struct Attached {
     targets: Targets,
     watch: Watch,
     bytes: u64,
+    /// Samples whose walk waits, with the looks that they have waited for.
+    deferred: Vec<(Deferred, u32)>,
 }
 
 impl Attached {
@@ -383,7 +392,16 @@ impl Attached {
         &self.targets
     }
 
-    /// Waits until the unwind tables of what is mapped now are in place, for a moment at most.
+    /// Makes tables ready for a program that is about to be started.
+    ///
+    /// # Errors
+    /// When no slot is left.
+    pub fn expect(&mut self, program: &Path) -> Result<(), Error> {
+        Ok(self.targets.expect(program)?)
+    }
+
+    /// Waits for the unwind tables of what is mapped now, for a moment at most: walks that come
+    /// to code without one are finished later, but only as far as the copy of the stack goes.
     pub async fn tables_ready(&mut self) {
         let deadline = Instant::now() + TABLES_WAIT;
         while self.targets.pending() > 0 {
@@ -422,11 +440,47 @@ impl Attached {
                         let _ = self.watch.add(fd);
                     }
                 }
-                None => sink(&item, &self.targets),
+                None => {
+                    if let Some(tgid) = word(&item, 4) {
+                        self.targets.ensure(tgid);
+                    }
+                    match Deferred::decode(&item) {
+                        Some(deferred) => self.deferred.push((deferred, 0)),
+                        None => sink(&item, &self.targets),
+                    }
+                }
             }
         }
         let targets = &mut self.targets;
         self.sideband.drain(|event| targets.on_event(event));
+        self.finish_walks(LOOKS, sink);
+    }
+
+    /// Takes in the last records when no program runs any more, after the tables that are still
+    /// being built.
+    pub async fn finish(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
+        self.drain(sink);
+        while !self.deferred.is_empty() && self.targets.pending() > 0 {
+            let built = self.targets.next_built().await;
+            self.targets.install(built);
+        }
+        self.finish_walks(0, sink);
+    }
+
+    /// Walks on where more is known now; what has waited for more than `looks` is passed on as it is.
+    fn finish_walks(&mut self, looks: u32, sink: &mut impl FnMut(&[u8], &Targets)) {
+        let targets = &self.targets;
+        let patient = targets.pending() > 0 && looks > 0;
+        self.deferred.retain_mut(|(sample, waited)| {
+            *waited += 1;
+            let code = targets.code(sample.tgid);
+            let done = code.is_none_or(|code| sample.walk(&code));
+            let waits = !done && (patient || *waited < looks);
+            if !waits {
+                sink(&sample.record(), targets);
+            }
+            waits
+        });
     }
 
     /// Bytes that came through the ring buffer, with its headers.
@@ -453,26 +507,30 @@ impl Attached {
         process::bpf_recursion_misses()
     }
 
-    /// Bytes of all BPF maps, as far as they are known: the tables and the fixed maps.
+    /// Bytes of all BPF maps.
     pub fn map_bytes(&self) -> u64 {
-        self.targets.table_bytes() + process::bpf_map_bytes()
+        process::bpf_map_bytes()
     }
 }
 
 /// Bytes that the ring buffer puts before each record (`BPF_RINGBUF_HDR_SZ`).
 const RING_HEADER: u64 = 8;
 
+/// The `u32` at an offset. Every record begins with its kind and the process's thread-group id.
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
 fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
-    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let kind = word(0)?;
+    let kind = word(bytes, 0)?;
     if !matches!(kind, record::FORK | record::EXEC | record::EXIT) {
         return None;
     }
     Some(ProcessRecord {
         kind,
-        tgid: word(4)?,
-        parent: word(8)?,
-        visible: word(12)?,
+        tgid: word(bytes, 4)?,
+        parent: word(bytes, 8)?,
+        visible: word(bytes, 12)?,
     })
 }
 

@@ -9,7 +9,7 @@ use agent_ebpf::unwind::{Block, Module as Layout};
 use tokio::sync::mpsc as results;
 
 use crate::elf::{self, Segment};
-use crate::process::{self, FileId, Map, Process};
+use crate::process::{self, FileId, Map, Root};
 use crate::symbolize::debug_files::DebugRoots;
 use crate::unwind::{self, Table};
 
@@ -36,6 +36,17 @@ pub struct Module {
     ready: bool,
 }
 
+/// Where the files of a process are found.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The process.
+    pub pid: u32,
+    /// Its root directory.
+    pub root: Root,
+    /// Directories under which separate debug files are.
+    pub debug: Arc<DebugRoots>,
+}
+
 /// A table that a builder thread has finished.
 pub struct Built {
     slot: u16,
@@ -49,7 +60,7 @@ struct Job {
 
 /// All modules of a run.
 pub struct Modules {
-    by_file: HashMap<(FileId, OsString), usize>,
+    by_file: HashMap<FileId, usize>,
     list: Vec<Module>,
     jobs: mpsc::Sender<Job>,
     built: results::UnboundedReceiver<Built>,
@@ -85,25 +96,46 @@ impl Modules {
     /// `None` for memory without a file.
     pub fn of<E>(
         &mut self,
-        process: &Process,
-        roots: &Arc<DebugRoots>,
         map: &Map,
+        origin: &Origin,
         reserve: impl FnOnce() -> Result<u16, E>,
     ) -> Result<Option<usize>, E> {
         if map.file.inode == 0 && map.path != VDSO {
             return Ok(None);
         }
-        let key = (map.file, map.path.clone());
-        if let Some(&index) = self.by_file.get(&key) {
+        // The vDSO's key is the one with inode 0.
+        if let Some(&index) = self.by_file.get(&map.file) {
             return Ok(Some(index));
         }
-        let slot = reserve()?;
-        let module = open(slot, process, roots, map);
-        self.list.push(module);
+        let file = match map.path == VDSO {
+            true => process::vdso(),
+            false => origin.root.open_mapped(origin.pid, map),
+        };
+        Ok(Some(self.add(map, file, origin, reserve()?)))
+    }
+
+    /// Registers a file before it is mapped.
+    pub fn add(&mut self, map: &Map, file: Option<File>, origin: &Origin, slot: u16) -> usize {
+        let segments = file.as_ref().and_then(|file| elf::segments(file).ok());
+        self.list.push(Module {
+            slot,
+            name: map.name(),
+            path: map.path.clone(),
+            file: file.map(Arc::new),
+            roots: Arc::clone(&origin.debug),
+            segments: segments.unwrap_or_default(),
+            layout: Layout::default(),
+            ready: false,
+        });
         let index = self.list.len() - 1;
-        self.by_file.insert(key, index);
+        self.by_file.insert(map.file, index);
         self.start(index);
-        Ok(Some(index))
+        index
+    }
+
+    /// Whether this file is registered.
+    pub fn has(&self, file: FileId) -> bool {
+        self.by_file.contains_key(&file)
     }
 
     fn start(&mut self, index: usize) {
@@ -216,25 +248,6 @@ fn no_rules(slot: u16) -> Layout {
         rows: 0,
         extended: 0,
         table: u32::from(slot),
-    }
-}
-
-fn open(slot: u16, process: &Process, roots: &Arc<DebugRoots>, map: &Map) -> Module {
-    let file = if map.path == VDSO {
-        process::vdso()
-    } else {
-        process.open_mapped(map)
-    };
-    let segments = file.as_ref().and_then(|file| elf::segments(file).ok());
-    Module {
-        slot,
-        name: map.name(),
-        path: map.path.clone(),
-        file: file.map(Arc::new),
-        roots: Arc::clone(roots),
-        segments: segments.unwrap_or_default(),
-        layout: Layout::default(),
-        ready: false,
     }
 }
 

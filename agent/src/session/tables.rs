@@ -37,7 +37,8 @@ fn memlock_hint(error: &MapError) -> &'static str {
 pub struct Tables {
     map: ArrayOfMaps<MapData, Array<MapData, Block>>,
     next: u32,
-    bytes: Vec<usize>,
+    /// What is in each slot.
+    arrays: Vec<Option<Array<MapData, Block>>>,
 }
 
 impl Tables {
@@ -46,7 +47,7 @@ impl Tables {
         Self {
             map,
             next: 1,
-            bytes: vec![0],
+            arrays: vec![None],
         }
     }
 
@@ -59,7 +60,7 @@ impl Tables {
             return Err(Error::Full);
         }
         self.next += 1;
-        self.bytes.push(0);
+        self.arrays.push(None);
         Ok((self.next - 1) as u16)
     }
 
@@ -76,15 +77,19 @@ impl Tables {
             array.set(index as u32, block, 0).map_err(failed)?;
         }
         self.map.set(u32::from(slot), &array, 0).map_err(failed)?;
-        if let Some(held) = self.bytes.get_mut(usize::from(slot)) {
-            *held = bytes;
+        if let Some(held) = self.arrays.get_mut(usize::from(slot)) {
+            *held = Some(array);
         }
         Ok(())
     }
 
-    /// Bytes of all tables that the kernel holds.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.iter().map(|&bytes| bytes as u64).sum()
+    /// Reads a block back.
+    pub fn block(&self, slot: u32, index: u32) -> Option<Block> {
+        self.arrays
+            .get(slot as usize)?
+            .as_ref()?
+            .get(&index, 0)
+            .ok()
     }
 }
 

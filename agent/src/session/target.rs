@@ -5,14 +5,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use agent_ebpf::unwind::{Mapping, Module as Layout, mappings};
+use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
 use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
 use aya::maps::{HashMap as BpfMap, MapData};
 
-use super::modules::{Built, Module, Modules};
+use super::deferred::Code;
+use super::modules::{Built, Module, Modules, Origin};
 use super::sideband::Event;
 use super::tables::{self, Tables, mapping_blocks};
-use crate::process::{Map, Process};
+use crate::process::{self, Map, Process};
 use crate::symbolize::debug_files::DebugRoots;
 
 /// One process in scope, or one that was.
@@ -32,7 +33,7 @@ pub struct Tracked {
     pub threads: HashMap<u32, String>,
     /// Whether it has ended.
     pub ended: bool,
-    roots: Arc<DebugRoots>,
+    origin: Origin,
     slot: u16,
     maps: Vec<(Map, Option<usize>)>,
 }
@@ -57,6 +58,42 @@ pub enum Error {
         /// What the kernel answered.
         source: aya::maps::MapError,
     },
+}
+
+/// The target's own debug files come first, then the host's or the agent's container's.
+fn origin_of(pid: u32, process: Option<&Process>) -> Origin {
+    let root = process
+        .map(|process| process.root().clone())
+        .unwrap_or_default();
+    let path = root.path();
+    Origin {
+        pid,
+        debug: Arc::new(DebugRoots::open([path.as_path(), Path::new("/")])),
+        root,
+    }
+}
+
+fn no_table(mapping: &Mapping) -> bool {
+    mapping.module.table == 0
+}
+
+/// The code of one process.
+pub struct ProcessCode<'a> {
+    targets: &'a Targets,
+    tracked: &'a Tracked,
+}
+
+impl Code for ProcessCode<'_> {
+    fn mapping(&self, address: u64) -> Option<Mapping> {
+        let maps = &self.tracked.maps;
+        let after = maps.partition_point(|(map, _)| map.start <= address);
+        let (map, module) = maps.get(after.checked_sub(1)?)?;
+        (address < map.end).then(|| self.targets.entry(map, *module))
+    }
+
+    fn block(&self, table: u32, index: u32) -> Option<Block> {
+        self.targets.tables.block(table, index)
+    }
 }
 
 /// The processes in scope and their modules.
@@ -100,22 +137,34 @@ impl Targets {
     /// When its mappings cannot be read or the kernel refuses the entry.
     pub fn add(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
         if !self.mappings {
-            let index = self.track(process.pid(), tgid, Some(process), 0);
+            let index = self.track(process.pid(), tgid, Some(process), None, 0);
             return self.enter_scope(index);
         }
         let maps = process.maps()?;
         let slot = self.tables.reserve()?;
-        let index = self.track(process.pid(), tgid, Some(process), slot);
+        let index = self.track(process.pid(), tgid, Some(process), None, slot);
         self.read_names(index);
         self.set_maps(index, maps)?;
         self.enter_scope(index)
     }
 
-    fn track(&mut self, pid: u32, tgid: u32, process: Option<Process>, slot: u16) -> usize {
+    /// `parent`: whose files a process has that is already gone.
+    fn track(
+        &mut self,
+        pid: u32,
+        tgid: u32,
+        process: Option<Process>,
+        parent: Option<usize>,
+        slot: u16,
+    ) -> usize {
         let stat = process.as_ref().and_then(|process| process.stat().ok());
-        let root = process.as_ref().map(Process::root);
-        // The target's own debug files first, then the host's or the agent's container's.
-        let roots = DebugRoots::open(root.as_deref().into_iter().chain([Path::new("/")]));
+        let origin = match (&process, parent.and_then(|index| self.list.get(index))) {
+            (None, Some(parent)) => Origin {
+                pid,
+                ..parent.origin.clone()
+            },
+            _ => origin_of(pid, process.as_ref()),
+        };
         self.list.push(Tracked {
             pid,
             tgid,
@@ -127,7 +176,7 @@ impl Targets {
             process,
             threads: HashMap::new(),
             ended: false,
-            roots: Arc::new(roots),
+            origin,
             slot,
             maps: Vec::new(),
         });
@@ -182,13 +231,28 @@ impl Targets {
         let Some(tracked) = self.list.get(index) else {
             return Ok(None);
         };
-        let Some(process) = &tracked.process else {
-            return Ok(None);
-        };
         let tables = &mut self.tables;
-        Ok(self
-            .modules
-            .of(process, &tracked.roots, map, || tables.reserve())?)
+        Ok(self.modules.of(map, &tracked.origin, || tables.reserve())?)
+    }
+
+    /// Builds the tables of what a program that is about to be started will probably map: itself
+    /// and the libraries of the agent.
+    ///
+    /// # Errors
+    /// When no slot is left.
+    pub fn expect(&mut self, program: &Path) -> Result<(), Error> {
+        let origin = origin_of(std::process::id(), None);
+        for map in process::own_maps() {
+            let tables = &mut self.tables;
+            self.modules.of(&map, &origin, || tables.reserve())?;
+        }
+        if let Some((file, map)) = process::program_file(program)
+            && !self.modules.has(map.file)
+        {
+            let slot = self.tables.reserve()?;
+            self.modules.add(&map, Some(file), &origin, slot);
+        }
+        Ok(())
     }
 
     /// Hands a process's mapping table to the kernel.
@@ -198,34 +262,44 @@ impl Targets {
         };
         let mut entries: Vec<Mapping> = Vec::with_capacity(tracked.maps.len());
         for (map, module) in &tracked.maps {
-            let (module, bias) = module
-                .and_then(|module| self.modules.placement(module, map))
-                .unwrap_or((Layout::default(), 0));
+            let entry = self.entry(map, *module);
             match entries.last_mut() {
                 // JIT code comes in many pieces that lie side by side.
-                Some(last)
-                    if module.table == 0 && last.module.table == 0 && last.end == map.start =>
-                {
-                    last.end = map.end;
+                Some(last) if no_table(last) && no_table(&entry) && last.end == entry.start => {
+                    last.end = entry.end;
                 }
-                _ => entries.push(Mapping {
-                    start: map.start,
-                    end: map.end,
-                    bias,
-                    module,
-                    ..Mapping::default()
-                }),
+                _ => entries.push(entry),
             }
         }
         if entries.len() > mappings::MAX {
             let dropped = entries.len() - mappings::MAX;
             entries.truncate(mappings::MAX);
-            *self
-                .notes
-                .entry("executable mappings beyond the table's limit".to_owned())
-                .or_default() += dropped as u64;
+            let note = "executable mappings beyond the table's limit".to_owned();
+            *self.notes.entry(note).or_default() += dropped as u64;
         }
         Ok(self.tables.put(tracked.slot, &mapping_blocks(&entries))?)
+    }
+
+    /// A mapping as the kernel programs know it.
+    fn entry(&self, map: &Map, module: Option<usize>) -> Mapping {
+        let placement = module.and_then(|module| self.modules.placement(module, map));
+        let (module, bias) = placement.unwrap_or((Layout::default(), 0));
+        Mapping {
+            start: map.start,
+            end: map.end,
+            bias,
+            module,
+            ..Mapping::default()
+        }
+    }
+
+    /// What is known of a process's code, for the walks that userspace finishes.
+    pub fn code(&self, tgid: u32) -> Option<ProcessCode<'_>> {
+        let tracked = self.list.get(self.find(tgid)?)?;
+        Some(ProcessCode {
+            targets: self,
+            tracked,
+        })
     }
 
     /// Takes in what a kernel program told of a process's life.
@@ -266,7 +340,7 @@ impl Targets {
         } else {
             0
         };
-        let index = self.track(event.visible, event.tgid, process, slot);
+        let index = self.track(event.visible, event.tgid, process, Some(parent), slot);
         let (maps, comm, exe) = {
             let parent = &self.list[parent];
             (parent.maps.clone(), parent.comm.clone(), parent.exe.clone())
@@ -306,19 +380,19 @@ impl Targets {
             return Ok(());
         };
         let tracked = &mut self.list[index];
-        let Some(process) = &tracked.process else {
-            return Ok(());
-        };
+        let process = tracked.process.as_ref();
         tracked.exe = process
-            .exe()
+            .and_then(Process::exe)
             .map(|path| path.to_string_lossy().into_owned());
-        if let Ok(stat) = process.stat() {
+        if let Some(stat) = process.and_then(|process| process.stat().ok()) {
             tracked.comm = stat.comm;
         }
         if !self.mappings {
             return Ok(());
         }
-        let maps = process.maps()?;
+        // Where it is gone already the side band tells what it mapped.
+        let maps = process.and_then(|process| process.maps().ok());
+        let maps = maps.unwrap_or_default();
         // A slot of its own again: walks under way keep the old program's table.
         tracked.slot = self.tables.reserve()?;
         self.read_names(index);
@@ -326,14 +400,29 @@ impl Targets {
         self.point_to_table(index)
     }
 
+    /// It stays known by its ids until another process has them: records of it may still come.
     fn on_exit(&mut self, tgid: u32) {
-        if let Some(index) = self.by_tgid.remove(&tgid) {
-            let tracked = &mut self.list[index];
-            tracked.ended = true;
-            if self.by_pid.get(&tracked.pid) == Some(&index) {
-                self.by_pid.remove(&tracked.pid);
-            }
+        if let Some(&index) = self.by_tgid.get(&tgid) {
+            self.list[index].ended = true;
         }
+    }
+
+    /// Tracks a process in scope whose fork record was lost.
+    pub fn ensure(&mut self, tgid: u32) {
+        if self.by_tgid.contains_key(&tgid) {
+            return;
+        }
+        // In the initial namespace both ids are the same; elsewhere there is no telling which.
+        let process = process::in_initial_pid_namespace().then(|| Process::open(tgid).ok());
+        let done = self.tables.reserve().map_err(Error::from).and_then(|slot| {
+            let index = self.track(tgid, tgid, process.flatten(), None, slot);
+            self.read_names(index);
+            let process = self.list[index].process.as_ref();
+            let maps = process.and_then(|process| process.maps().ok());
+            self.set_maps(index, maps.unwrap_or_default())?;
+            self.point_to_table(index)
+        });
+        self.note_failure(done);
     }
 
     /// Takes in what the side band told.
@@ -469,11 +558,6 @@ impl Targets {
         self.list
             .iter()
             .all(|tracked| tracked.ended || tracked.process.as_ref().is_none_or(Process::has_ended))
-    }
-
-    /// Bytes of tables in the kernel.
-    pub fn table_bytes(&self) -> u64 {
-        self.tables.bytes()
     }
 
     /// What went wrong without ending the run.

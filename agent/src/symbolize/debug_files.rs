@@ -26,6 +26,7 @@ pub trait DebugFiles {
 }
 
 /// Finds none: for the vDSO and other images without a file.
+#[derive(Clone, Copy, Debug)]
 pub struct NoDebugFiles;
 
 impl DebugFiles for NoDebugFiles {
@@ -65,6 +66,7 @@ impl DebugRoots {
 }
 
 /// The debug files of one module.
+#[derive(Debug)]
 pub struct ModuleDebugFiles<'r> {
     roots: &'r DebugRoots,
     directory: PathBuf,

@@ -20,6 +20,47 @@ pub(super) fn demangle(name: &str) -> String {
     shorten(name.to_owned())
 }
 
+/// A name as debug information has it. GCC's integer types are spelled there as its messages
+/// spell them (`long unsigned int`); here as the demangler does.
+pub(super) fn source_name(name: &str) -> String {
+    const SPELLINGS: [(&str, &str); 7] = [
+        ("long long unsigned int", "unsigned long long"),
+        ("long long int", "long long"),
+        ("long unsigned int", "unsigned long"),
+        ("long int", "long"),
+        ("short unsigned int", "unsigned short"),
+        ("short int", "short"),
+        ("__int128 unsigned", "unsigned __int128"),
+    ];
+    let mut name = name.to_owned();
+    for (from, to) in SPELLINGS {
+        if name.contains(from) {
+            name = replace_words(&name, from, to);
+        }
+    }
+    name
+}
+
+fn replace_words(text: &str, from: &str, to: &str) -> String {
+    let is_word = |byte: Option<&u8>| {
+        byte.is_some_and(|&byte| byte == b'_' || byte >= 0x80 || byte.is_ascii_alphanumeric())
+    };
+    let bytes = text.as_bytes();
+    let mut replaced = String::with_capacity(text.len());
+    let mut copied = 0;
+    for (start, found) in text.match_indices(from) {
+        let end = start + found.len();
+        let before = start.checked_sub(1).and_then(|before| bytes.get(before));
+        if !is_word(before) && !is_word(bytes.get(end)) {
+            replaced.push_str(&text[copied..start]);
+            replaced.push_str(to);
+            copied = end;
+        }
+    }
+    replaced.push_str(&text[copied..]);
+    replaced
+}
+
 /// Cuts a name that is longer than [`MAX_NAME`].
 pub(super) fn shorten(mut name: String) -> String {
     if name.len() > MAX_NAME {
@@ -89,6 +130,16 @@ mod tests {
             "mycrate::foo::bar"
         );
         assert_eq!(demangle("_Zgarbage"), "_Zgarbage");
+    }
+
+    #[test]
+    fn spellings_of_the_source() {
+        let name = "f<long unsigned int, short int, my_long int, unsigned int>";
+        assert_eq!(
+            source_name(name),
+            "f<unsigned long, short, my_long int, unsigned int>"
+        );
+        assert_eq!(source_name("operator long long int"), "operator long long");
     }
 
     #[test]

@@ -5,10 +5,10 @@
 //! headers claim is believed only as far as its size allows. A file that is broken costs names:
 //! its addresses come back with the reason, never as an error.
 //!
-//! - [`module`]: an ELF file (`debug_info`, the separate debug file, MiniDebugInfo, `.symtab`,
+//! - [`module()`]: an ELF file (its debug information, the separate debug file, MiniDebugInfo, `.symtab`,
 //!   `.dynsym`, stubs of the procedure linkage table)
-//! - [`perf_map`]: the file in which a JIT lists its code
-//! - [`kernel`]: `/proc/kallsyms`
+//! - [`perf_map()`]: the file in which a JIT lists its code
+//! - [`kernel()`]: the text of `/proc/kallsyms`
 
 pub mod debug_files;
 mod decompress;
@@ -141,28 +141,44 @@ fn add_symbols(
         };
         any = true;
         for (at, name) in missing.into_iter().zip(names) {
-            set_name(&mut sites[at], name.map(|name| demangle::demangle(&name)));
+            set_name(&mut sites[at], name.as_deref());
         }
     }
     for (sites, &address) in sites.iter_mut().zip(addresses) {
         if is_missing(sites) {
-            set_name(sites, plt::name(elf, address));
+            set_name(sites, plt::name(elf, address).as_deref());
         }
     }
     any
 }
 
+/// Whether the physical function has no name or only a bare one.
 fn is_missing(sites: &[Site]) -> bool {
-    sites.last().is_none_or(|site| site.function.is_none())
+    sites
+        .last()
+        .is_none_or(|site| site.function.is_none() || site.bare)
 }
 
-fn set_name(sites: &mut Vec<Site>, function: Option<String>) {
+/// Names the physical function after its symbol. A part that the compiler split off (`name.cold`)
+/// keeps the bare name that the debug information gives it.
+fn set_name(sites: &mut Vec<Site>, symbol: Option<&str>) {
+    let Some(symbol) = symbol else { return };
+    let name = demangle::demangle(symbol);
     match sites.last_mut() {
-        _ if function.is_none() => {}
-        Some(physical) => physical.function = function,
+        Some(physical) if is_part(symbol, physical.function.as_deref()) => {}
+        Some(physical) => {
+            physical.function = Some(name);
+            physical.bare = false;
+        }
         None => sites.push(Site {
-            function,
+            function: Some(name),
             ..Site::default()
         }),
     }
+}
+
+fn is_part(symbol: &str, function: Option<&str>) -> bool {
+    function
+        .and_then(|function| symbol.strip_prefix(function))
+        .is_some_and(|suffix| suffix.starts_with('.'))
 }

@@ -54,6 +54,11 @@ impl<'a> Contents<'a> {
         })
     }
 
+    /// Whether the section is compressed.
+    pub(super) fn is_packed(&self) -> bool {
+        matches!(self.data, Data::Packed { .. })
+    }
+
     /// A reader of the whole section.
     pub(super) fn reader(&'a self) -> Pages<'a> {
         Pages {

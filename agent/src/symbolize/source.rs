@@ -68,5 +68,5 @@ impl<'a> Source<'a> {
 
 fn regular_length(file: &File) -> Option<u64> {
     let metadata = file.metadata().ok()?;
-    metadata.is_file().then(|| metadata.len())
+    metadata.is_file().then_some(metadata.len())
 }

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const CPP: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE inline __attribute__((always_inline))
 #define OUT __attribute__((noinline))
 volatile long sink;
 namespace deep { namespace er {
@@ -42,8 +42,13 @@ long Shape::area(long k) const {
 } }
 static OUT long local_static(long x) { sink += x; return deep::er::mid(x); }
 extern "C" OUT long plain_c(long x) { sink -= x; return local_static(x) + 1; }
+OUT long locals(long x) {
+  struct Local { OUT long method(long y) { sink += y; return deep::er::mid(y); } } local;
+  auto lambda = [&](long y) OUT { sink -= y; return y * sink + deep::er::twice<long>(x); };
+  return local.method(x) + lambda(x + 1) + lambda(x * 2);
+}
 int main(int argc, char **argv) {
-  deep::er::Shape shape = { argc };
+  deep::er::Shape shape = { locals(argc) };
   printf("%ld\n", shape.area(argc) + plain_c(argc) + (long)(size_t)malloc(10));
   return 0;
 }
@@ -179,15 +184,26 @@ fn place(frame: &Frame) -> String {
     format!("{file}:{line}")
 }
 
+/// Whether `ours`, a name made from the debug information's own, is the oracle's with its scope.
+fn qualifies(ours: &str, bare: &str) -> bool {
+    let bare = demangle::source_name(bare);
+    let scope = ours.strip_suffix(&bare);
+    scope.is_some_and(|scope| scope.is_empty() || scope.ends_with("::"))
+}
+
 fn assert_as_oracle(file: &Path, named: &[Vec<Frame>], addresses: &[u64]) {
     let expected = oracle(file, addresses);
     assert_eq!(expected.len(), named.len());
     for ((named, expected), address) in named.iter().zip(&expected).zip(addresses) {
-        let named: Vec<(String, String)> = named
-            .iter()
-            .map(|frame| (frame.function.clone().unwrap_or("??".into()), place(frame)))
-            .collect();
-        assert_eq!(&named, expected, "at {address:#x}");
+        assert_eq!(named.len(), expected.len(), "at {address:#x}");
+        for (frame, (function, line)) in named.iter().zip(expected) {
+            let ours = frame.function.as_deref().unwrap_or("??");
+            assert!(
+                ours == function || frame.inlined && qualifies(ours, function),
+                "{ours} is not {function} at {address:#x}"
+            );
+            assert_eq!(&place(frame), line, "at {address:#x}");
+        }
     }
 }
 

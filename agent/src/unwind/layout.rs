@@ -141,7 +141,7 @@ impl Layout {
     }
 
     fn write(&mut self, row: u32) {
-        if self.written % BLOCK_WORDS == 0 {
+        if self.written.is_multiple_of(BLOCK_WORDS) {
             self.blocks.push([0; BLOCK_WORDS]);
         }
         if let Some(slot) = self

@@ -138,7 +138,10 @@ impl Sweep {
 
     /// The state of a block that no known jump leads to.
     fn unreached(&mut self, at: u64) -> State {
-        if self.guess && self.indirect == State::Unknown && (self.start + at) % ALIGNMENT == 0 {
+        if self.guess
+            && self.indirect == State::Unknown
+            && (self.start + at).is_multiple_of(ALIGNMENT)
+        {
             self.starts.insert(at);
             return State::ENTRY;
         }
@@ -168,7 +171,7 @@ impl Sweep {
             | FlowControl::UnconditionalBranch
             | FlowControl::XbeginXabortXend => {
                 let goes_on = instruction.flow_control() != FlowControl::UnconditionalBranch;
-                if !goes_on && state == State::ENTRY && target % ALIGNMENT == 0 {
+                if !goes_on && state == State::ENTRY && target.is_multiple_of(ALIGNMENT) {
                     self.starts.insert(place);
                 }
                 if state != State::Unknown && self.targeted.insert(place) {

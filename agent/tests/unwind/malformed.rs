@@ -53,7 +53,7 @@ fn mutated_unwind_entries() {
     let mut random = Random(0x5eed);
     let mut image = original.clone();
     let mut bad = 0;
-    for round in 0..400 {
+    for round in 0..100 {
         for _ in 0..=random.below(1 << (round % 8)) {
             let at = range.start + random.below(range.len());
             image[at] = match random.below(4) {
@@ -78,7 +78,7 @@ fn mutated_headers() {
     let sections = u64::from_le_bytes(original[40..48].try_into().unwrap()) as usize;
     let mut random = Random(0xe1f);
     let mut image = original.clone();
-    for _ in 0..400 {
+    for _ in 0..100 {
         let mut touched = Vec::new();
         for _ in 0..1 + random.below(4) {
             let base = if random.below(2) == 0 { 0 } else { sections };

@@ -25,7 +25,10 @@ impl Agent {
 
     /// `agent syscalls` with nothing else.
     pub(crate) fn syscalls() -> Agent {
-        Agent::subcommand("syscalls", &[], &agent_binary())
+        let mut agent = Agent::subcommand("syscalls", &[], &agent_binary());
+        // Cargo's: the loader of each target would try its directories, and fail.
+        agent.command.env_remove("LD_LIBRARY_PATH");
+        agent
     }
 
     /// `WRAPPER… BINARY profile`.
@@ -65,6 +68,12 @@ impl Agent {
         arguments: I,
     ) -> Agent {
         self.command.args(arguments);
+        self
+    }
+
+    /// Sets a variable of its environment, and of what it starts.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Agent {
+        self.command.env(name, value);
         self
     }
 

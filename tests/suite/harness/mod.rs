@@ -14,6 +14,9 @@ pub(crate) use target::{Target, copy_executable};
 
 /// Seconds a target is given to live: it outlasts every test, but not a forgotten machine.
 pub(crate) const LIFE: &str = "300";
+/// Samples that a run must have to say anything about their completeness. Three seconds of one busy
+/// thread give 597, less what other programs took of the CPUs.
+pub(crate) const ENOUGH: u64 = 100;
 /// The frequency at which the completeness of stacks is promised.
 pub(crate) const FREQUENCY: u64 = 199;
 

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
+use super::in_vm;
+
 /// The document. Every field here is part of the format: one that is missing fails the test.
 #[derive(Deserialize)]
 pub(crate) struct Profile {
@@ -162,18 +164,30 @@ impl Profile {
         self.share(|stack| self.frames_of(stack).any(&wanted))
     }
 
-    /// Fails with the reasons and the worst stacks unless 99.5 % of at least `samples` are complete.
+    /// Fails with the reasons and the worst stacks unless at least `samples` were taken and 99.5 % of
+    /// them are complete.
+    ///
+    /// Under emulation the agent takes ten times as long to learn of a mapping and to build its table,
+    /// and a thread to start and to end: there what came before a table was ready is set aside, and
+    /// 95 % of the rest is asked for.
     pub(crate) fn assert_complete(&self, samples: u64) {
+        let early = |stack: &Stack| {
+            in_vm() && ["table_pending", "no_mapping"].contains(&stack.end.as_str())
+        };
+        let early = self.count(early);
+        let all = self.samples();
+        assert!(all >= samples, "only {all} samples\n{}", self.explain());
         assert!(
-            self.samples() >= samples,
-            "only {} samples\n{}",
-            self.samples(),
+            early as f64 <= 0.3 * all as f64,
+            "{early} of {all} without tables\n{}",
             self.explain()
         );
+        let rate = self.count(Stack::is_complete) as f64 / (all - early).max(1) as f64;
+        let least = if in_vm() { 0.95 } else { 0.995 };
         assert!(
-            self.complete_rate() >= 0.995,
+            rate >= least,
             "{:.2} % complete\n{}",
-            100.0 * self.complete_rate(),
+            100.0 * rate,
             self.explain()
         );
     }

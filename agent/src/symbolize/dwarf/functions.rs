@@ -71,23 +71,39 @@ struct Walk<'w, 'a> {
 impl<'a> Walk<'_, 'a> {
     fn run(&mut self) -> Result<()> {
         let mut entries = self.unit.entries_raw(None)?;
+        // Depth at which `entries` began, and that of the outermost function around the entry.
+        let mut base = 0;
+        let mut function: Option<isize> = None;
         while !entries.is_empty() && !self.clock.step() {
             let offset = entries.next_offset();
-            let depth = entries.next_depth();
+            let depth = base + entries.next_depth();
             let Some(abbreviation) = entries.read_abbreviation()? else {
                 continue;
             };
+            function = function.filter(|&outer| outer < depth);
             let inlined = match abbreviation.tag() {
-                gimli::DW_TAG_subprogram => false,
+                gimli::DW_TAG_subprogram => {
+                    function.get_or_insert(depth);
+                    false
+                }
                 gimli::DW_TAG_inlined_subroutine => true,
+                tag if function.is_none() && abbreviation.has_children() && is_type(tag) => {
+                    // Members are only declared here; their code has entries elsewhere. Not so
+                    // those of a function's local types.
+                    if let Some(next) = sibling(&mut entries, abbreviation)?
+                        && next.0 > offset.0
+                    {
+                        entries = self.unit.entries_raw(Some(next))?;
+                        base = depth;
+                    }
+                    continue;
+                }
                 _ => {
                     entries.skip_attributes(abbreviation.attributes())?;
                     continue;
                 }
             };
-            while self.scopes.last().is_some_and(|scope| scope.depth >= depth) {
-                self.scopes.pop();
-            }
+            self.leave(depth);
             if inlined && self.scopes.is_empty() {
                 entries.skip_attributes(abbreviation.attributes())?;
                 continue;
@@ -111,6 +127,13 @@ impl<'a> Walk<'_, 'a> {
             self.next_id += 1;
         }
         Ok(())
+    }
+
+    /// Forgets the scopes that ended before an entry of this depth.
+    fn leave(&mut self, depth: isize) {
+        while self.scopes.last().is_some_and(|scope| scope.depth >= depth) {
+            self.scopes.pop();
+        }
     }
 
     fn record(&mut self, offset: UnitOffset, inlined: Option<Inlined>, hits: &[usize]) {
@@ -203,6 +226,39 @@ impl<'a> Walk<'_, 'a> {
         }
         Ok(())
     }
+}
+
+fn is_type(tag: gimli::DwTag) -> bool {
+    matches!(
+        tag,
+        gimli::DW_TAG_structure_type
+            | gimli::DW_TAG_class_type
+            | gimli::DW_TAG_union_type
+            | gimli::DW_TAG_enumeration_type
+    )
+}
+
+/// Passes over the attributes; the entry after all children if one of them tells.
+pub(super) fn sibling(
+    entries: &mut EntriesRaw<'_, '_, Pages<'_>>,
+    abbreviation: &Abbreviation,
+) -> Result<Option<UnitOffset>> {
+    let attributes = abbreviation.attributes();
+    let is_sibling = |spec: &gimli::AttributeSpecification| spec.name() == gimli::DW_AT_sibling;
+    if !attributes.iter().any(is_sibling) {
+        entries.skip_attributes(attributes)?;
+        return Ok(None);
+    }
+    let mut next = None;
+    for spec in attributes {
+        let attribute = entries.read_attribute(*spec)?;
+        if let (gimli::DW_AT_sibling, AttributeValue::UnitRef(offset)) =
+            (attribute.name(), attribute.value())
+        {
+            next = Some(offset);
+        }
+    }
+    Ok(next)
 }
 
 /// The attributes of an entry that say where its code is and whence it was inlined.

@@ -8,6 +8,7 @@ mod clock;
 mod functions;
 mod lines;
 mod names;
+mod scopes;
 mod units;
 
 use std::collections::HashMap;
@@ -19,8 +20,11 @@ use super::reader::{Contents, Pages};
 use clock::Clock;
 use functions::Found;
 use lines::Lines;
-use names::Names;
-use units::Units;
+use names::{Name, Names};
+use units::{Covering, Units};
+
+/// Bytes of `.debug_info` that are worked on before what was read is dropped.
+const BATCH: usize = 16 << 20;
 
 type Dwarf<'a> = gimli::Dwarf<Pages<'a>>;
 type Unit<'a> = gimli::Unit<Pages<'a>>;
@@ -34,6 +38,8 @@ pub(super) struct Site {
     pub(super) file: Option<String>,
     /// Line, from 1.
     pub(super) line: Option<u32>,
+    /// Whether the name is put together from those of the source, without parameters.
+    pub(super) bare: bool,
 }
 
 /// Whether there is debug information in this file at all.
@@ -50,31 +56,61 @@ pub(super) fn sites(
     alternate: Option<&Elf<'_>>,
     addresses: &[u64],
 ) -> Vec<Vec<Site>> {
-    let sections = Sections::of(elf);
-    let mut dwarf = sections.dwarf();
+    let clock = Clock::start();
+    let first = Sections::of(elf);
+    let plan = Units::new(&first.dwarf(), &clock).covering(addresses);
+    let mut sites = vec![Vec::new(); addresses.len()];
+    let mut rest = plan.as_slice();
+    while !rest.is_empty() && !clock.is_over() {
+        let mut length = 0_usize;
+        let fits = |unit: &&Covering| {
+            length = length.saturating_add(unit.length);
+            first.is_packed() || length <= BATCH
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (batch, later) = rest.split_at(count);
+        // The pages read for a batch go with it. What had to be unpacked whole stays.
+        let fresh = (!first.is_packed()).then(|| Sections::of(elf));
+        let sections = fresh.as_ref().unwrap_or(&first);
+        describe_batch(sections, alternate, batch, addresses, &mut sites, &clock);
+        rest = later;
+    }
+    sites
+}
+
+fn describe_batch(
+    sections: &Sections<'_>,
+    alternate: Option<&Elf<'_>>,
+    batch: &[Covering],
+    addresses: &[u64],
+    sites: &mut [Vec<Site>],
+    clock: &Clock,
+) {
     let alternate = alternate.map(Sections::of);
+    let mut dwarf = sections.dwarf();
     if let Some(alternate) = &alternate {
         dwarf.set_sup(alternate.dwarf());
     }
-    let mut sites = vec![Vec::new(); addresses.len()];
-    let clock = Clock::start();
-    let units = Units::of(&dwarf, &clock);
-    let names = Names::new(&dwarf, &units, &clock);
-    units.for_each_covering(addresses, |unit, covered| {
-        let open = covered.iter().copied();
-        let wanted: Vec<usize> = open.filter(|&index| sites[index].is_empty()).collect();
+    let units = Units::new(&dwarf, clock);
+    let names = Names::new(&dwarf, &units, clock);
+    for Covering {
+        offset, covered, ..
+    } in batch
+    {
+        let mut wanted = covered.clone();
+        wanted.retain(|&index| sites[index].is_empty());
         let inside: Vec<u64> = wanted.iter().map(|&index| addresses[index]).collect();
-        let Some(unit) = units.open(unit).filter(|_| !inside.is_empty()) else {
-            return;
+        if inside.is_empty() || clock.is_over() {
+            continue;
+        }
+        let Some(unit) = units.open(*offset) else {
+            continue;
         };
-        for (index, found) in wanted
-            .into_iter()
-            .zip(describe(&dwarf, &unit, &names, &inside, &clock))
-        {
+        let described = describe(&dwarf, &unit, &names, &inside, clock);
+        for (index, found) in wanted.into_iter().zip(described) {
             sites[index] = found;
         }
-    });
-    sites
+    }
 }
 
 /// The functions at these ascending addresses, all of one unit.
@@ -107,7 +143,7 @@ fn chain(
     found: Found,
     row: Option<(u64, u32)>,
     lines: &mut Lines<'_, '_>,
-    name: &mut impl FnMut(gimli::UnitOffset) -> Option<String>,
+    name: &mut impl FnMut(gimli::UnitOffset) -> Option<Name>,
 ) -> Vec<Site> {
     if found.function.is_none() && row.is_none() {
         return Vec::new();
@@ -115,8 +151,10 @@ fn chain(
     let mut place = row;
     let mut sites = Vec::with_capacity(found.inlined.len() + 1);
     let mut push = |entry: Option<gimli::UnitOffset>, place: Option<(u64, u32)>| {
+        let name = entry.and_then(&mut *name);
         sites.push(Site {
-            function: entry.and_then(&mut *name),
+            bare: name.as_ref().is_some_and(|name| name.bare),
+            function: name.map(|name| name.text),
             file: place.and_then(|(file, _)| lines.path(file)),
             line: place.map(|(_, line)| line).filter(|&line| line != 0),
         });
@@ -148,6 +186,12 @@ impl<'a> Sections<'a> {
         ];
         let contents = used.map(|id| (id, Contents::of(elf, id.name())));
         Sections(contents.into_iter().collect(), Contents::of(elf, ""))
+    }
+
+    /// Whether `.debug_info` is compressed.
+    fn is_packed(&self) -> bool {
+        let info = self.0.get(&SectionId::DebugInfo);
+        info.is_some_and(Contents::is_packed)
     }
 
     fn dwarf(&'a self) -> Dwarf<'a> {

@@ -1,6 +1,6 @@
 //! Which units describe an address.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -27,53 +27,71 @@ pub(super) const MAX_RANGES: usize = 1 << 16;
 pub(super) struct Units<'d, 'a> {
     dwarf: &'d Dwarf<'a>,
     clock: &'d Clock,
-    /// In the order of their offsets.
-    headers: Vec<UnitHeader<Pages<'a>>>,
+    /// All of them, in the order of their offsets; read when one must be searched for.
+    headers: OnceCell<Vec<UnitHeader<Pages<'a>>>>,
     /// The last table used: files rewritten by `dwz` share one among all their units.
     abbreviations: RefCell<Option<(DebugAbbrevOffset, Arc<Abbreviations>)>>,
 }
 
+/// A unit that says it covers some of the addresses.
+pub(super) struct Covering {
+    /// Where it starts.
+    pub(super) offset: DebugInfoOffset,
+    /// Its length in bytes.
+    pub(super) length: usize,
+    /// The indices of the addresses, ascending.
+    pub(super) covered: Vec<usize>,
+}
+
 impl<'d, 'a> Units<'d, 'a> {
-    /// Reads the headers, as far as they are in order.
-    pub(super) fn of(dwarf: &'d Dwarf<'a>, clock: &'d Clock) -> Self {
-        let mut headers = Vec::new();
-        let mut units = dwarf.units();
-        while let Ok(Some(header)) = units.next() {
-            headers.push(header);
-            if headers.len() == MAX_UNITS || clock.step() {
-                break;
-            }
-        }
+    pub(super) fn new(dwarf: &'d Dwarf<'a>, clock: &'d Clock) -> Self {
         Units {
             dwarf,
             clock,
-            headers,
+            headers: OnceCell::new(),
             abbreviations: RefCell::new(None),
         }
     }
 
-    /// Calls `visit` for each unit that says it covers some of the ascending addresses, with the
-    /// unit's number and the ascending indices of the addresses.
-    pub(super) fn for_each_covering(
-        &self,
-        addresses: &[u64],
-        mut visit: impl FnMut(usize, &[usize]),
-    ) {
+    /// The headers, as far as they are in order.
+    fn headers(&self) -> &[UnitHeader<Pages<'a>>] {
+        self.headers.get_or_init(|| {
+            let mut headers = Vec::new();
+            let mut units = self.dwarf.units();
+            while let Ok(Some(header)) = units.next() {
+                headers.push(header);
+                if headers.len() == MAX_UNITS || self.clock.step() {
+                    break;
+                }
+            }
+            headers
+        })
+    }
+
+    /// The units that say they cover some of the ascending addresses: those that
+    /// `.debug_aranges` lists, then, if that leaves addresses over, those that it does not list.
+    pub(super) fn covering(&self, addresses: &[u64]) -> Vec<Covering> {
         let (listed, covering) = self.listed(addresses);
-        for (&offset, covered) in &covering {
-            if let Some(unit) = self.at(offset)
-                && !self.clock.is_over()
-            {
-                visit(unit, covered);
+        let mut open = vec![true; addresses.len()];
+        let mut units = Vec::new();
+        for (offset, covered) in covering {
+            for &index in &covered {
+                open[index] = false;
             }
+            units.extend(self.entry(DebugInfoOffset(offset), covered));
         }
-        for (unit, header) in self.headers.iter().enumerate() {
-            let offset = header.offset().as_debug_info_offset();
-            if offset.is_none_or(|offset| listed.contains(&offset.0)) {
+        if !open.contains(&true) {
+            return units;
+        }
+        for header in self.headers() {
+            let Some(offset) = header.offset().as_debug_info_offset() else {
                 continue;
-            }
+            };
             if self.clock.is_over() {
-                return;
+                break;
+            }
+            if listed.contains(&offset.0) {
+                continue;
             }
             let mut covered = Vec::new();
             // What was found before an error still counts.
@@ -86,9 +104,19 @@ impl<'d, 'a> Units<'d, 'a> {
             covered.sort_unstable();
             covered.dedup();
             if !covered.is_empty() {
-                visit(unit, &covered);
+                units.extend(self.entry(offset, covered));
             }
         }
+        units
+    }
+
+    fn entry(&self, offset: DebugInfoOffset, covered: Vec<usize>) -> Option<Covering> {
+        let header = self.dwarf.debug_info.header_from_offset(offset).ok()?;
+        Some(Covering {
+            offset,
+            length: header.length_including_self(),
+            covered,
+        })
     }
 
     /// The units that `.debug_aranges` lists, by offset, and those of them that cover addresses.
@@ -124,41 +152,27 @@ impl<'d, 'a> Units<'d, 'a> {
         (listed, covering)
     }
 
-    /// The number of the unit that starts at this offset of `.debug_info`.
-    fn at(&self, offset: usize) -> Option<usize> {
-        self.headers
-            .binary_search_by_key(&Some(offset), |header| {
-                header
-                    .offset()
-                    .as_debug_info_offset()
-                    .map(|offset| offset.0)
-            })
-            .ok()
+    /// Where the unit starts that holds this offset of `.debug_info`.
+    pub(super) fn holding(&self, offset: DebugInfoOffset) -> Option<DebugInfoOffset> {
+        let start = |header: &UnitHeader<Pages<'a>>| header.offset().as_debug_info_offset();
+        let headers = self.headers();
+        let after = headers
+            .partition_point(|header| start(header).is_some_and(|start| start.0 <= offset.0));
+        start(headers.get(after.checked_sub(1)?)?)
     }
 
-    /// The number of the unit that holds this offset of `.debug_info`.
-    pub(super) fn holding(&self, offset: DebugInfoOffset) -> Option<usize> {
-        self.headers
-            .partition_point(|header| {
-                header
-                    .offset()
-                    .as_debug_info_offset()
-                    .is_some_and(|start| start.0 <= offset.0)
-            })
-            .checked_sub(1)
-    }
-
-    /// Reads what is common to a unit's entries; `None` if it is broken or out of all proportion.
-    pub(super) fn open(&self, unit: usize) -> Option<Unit<'a>> {
-        let header = self.headers.get(unit)?;
-        let root = self.root(header).ok()?;
+    /// Reads what is common to the entries of the unit that starts at this offset; `None` if it
+    /// is broken or out of all proportion.
+    pub(super) fn open(&self, offset: DebugInfoOffset) -> Option<Unit<'a>> {
+        let header = self.dwarf.debug_info.header_from_offset(offset).ok()?;
+        let root = self.root(&header).ok()?;
         if let Some(offset) = root.line_program
             && self.line_header_length(offset).ok()? > MAX_LINE_HEADER
         {
             return None;
         }
-        let abbreviations = self.abbreviations(header).ok()?;
-        gimli::Unit::new_with_abbreviations(self.dwarf, header.clone(), abbreviations).ok()
+        let abbreviations = self.abbreviations(&header).ok()?;
+        gimli::Unit::new_with_abbreviations(self.dwarf, header, abbreviations).ok()
     }
 
     fn abbreviations(&self, header: &UnitHeader<Pages<'a>>) -> Result<Arc<Abbreviations>> {

@@ -54,12 +54,11 @@ fn mutate(bytes: &[u8], addresses: &[u64], seed: u64, variants: usize) {
     }
 }
 
-/// The program's headers and debug sections alone, so that changes hit what is read.
 #[test]
 fn mutated_debug_information() {
     for flags in ["-gdwarf-5", "-gdwarf-4", "-g -gz"] {
         let program = Program::cpp(&format!(
-            "g++ -O2 {flags} -c -ffreestanding p.cc -o p.o; gcc -shared p.o -nostdlib -o program"
+            "g++ -O2 {flags} -shared -fPIC -nostdlib p.cc -o program"
         ));
         let addresses = addresses(&program.path, &["area", "plain_c"], 5);
         mutate(

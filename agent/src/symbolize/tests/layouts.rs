@@ -2,7 +2,7 @@
 
 use super::*;
 
-const OURS: &[&str] = &["area", "local_static", "plain_c", "main"];
+const OURS: &[&str] = &["area", "local_static", "plain_c", "locals", "main"];
 
 #[test]
 fn inlined_functions_and_lines_as_addr2line_tells_them() {
@@ -134,6 +134,75 @@ fn mini_debug_info() {
 }
 
 #[test]
+fn bare_names_of_functions_that_are_not_visible() {
+    let source = "static int sink; namespace { inline __attribute__((always_inline)) void in() { sink++; } \
+        __attribute__((noinline)) void hidden() { in(); } } int main() { hidden(); return sink; }";
+    let program = build("p.cc", source, "g++ -O1 -g p.cc -o program");
+    let addresses = addresses(&program.path, &["hidden"], 1);
+    let named = program.name(&addresses);
+    let all = named.iter().map(|frames| names(frames));
+    assert!(
+        all.clone()
+            .all(|names| names.last() == Some(&"(anonymous namespace)::hidden()"))
+    );
+    assert!(
+        all.clone()
+            .any(|names| names[0] == "(anonymous namespace)::in")
+    );
+}
+
+#[test]
+fn inlined_functions_are_qualified() {
+    let source = r#"
+#define INLINE inline __attribute__((always_inline))
+volatile long sink;
+namespace one { inline namespace v2 {
+template <typename T> struct Box {
+  struct Lid { static INLINE void shut(T x) { sink += x; } };
+  INLINE void fill(T x) { Lid::shut(x); sink -= x; }
+};
+static INLINE void loose(long x) { Box<unsigned long> box; box.fill(x); sink += 3; }
+} }
+static INLINE void top(long x) {
+  struct Local { static INLINE void inner(long x) { sink *= x; one::loose(x); } };
+  Local::inner(x);
+}
+int main(int argc, char **) { top(argc); return 0; }
+"#;
+    for flags in [
+        "-gdwarf-5",
+        "-gdwarf-4",
+        "-g -fdebug-types-section",
+        "-g -flto",
+    ] {
+        let program = build("p.cc", source, &format!("g++ -O1 {flags} p.cc -o program"));
+        let addresses = addresses(&program.path, &["main"], 1);
+        let named = program.name(&addresses);
+        let all: Vec<&str> = named.iter().flat_map(|frames| names(frames)).collect();
+        for (part, name) in [
+            ("shut", "one::v2::Box<unsigned long>::Lid::shut"),
+            ("fill", "one::v2::Box<unsigned long>::fill"),
+            ("loose", "one::v2::loose"),
+            ("inner", "top::Local::inner"),
+            ("top", "top"),
+        ] {
+            let found = all.iter().filter(|found| found.contains(part));
+            // A linkage name brings the parameters.
+            let strip = |found: &&str| found.split('(').next() == Some(name);
+            assert!(found.clone().count() > 0, "{flags}: no {part} in {all:?}");
+            assert!(
+                part == "top" || part == "inner" || found.clone().all(|found| strip(found)),
+                "{flags}: {part} in {all:?}"
+            );
+            assert!(
+                found.clone().any(|found| strip(found)),
+                "{flags}: no {name} in {all:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn symbol_tables_as_nm_tells_them() {
     let program = Program::cpp("g++ -O2 p.cc -o program");
     for (start, size, name) in functions(&program.path) {
@@ -228,7 +297,7 @@ fn go_names_as_they_are() {
     );
     let (at, _, _) = functions(&program.path)
         .into_iter()
-        .find(|(_, _, name)| name.contains("Work"))
+        .find(|(_, _, name)| name == "main.(*T).Work")
         .unwrap();
     let frame = &program.name(&[at])[0][0];
     assert_eq!(frame.function.as_deref(), Some("main.(*T).Work"));

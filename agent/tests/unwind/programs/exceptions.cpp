@@ -16,7 +16,7 @@ struct Guard {
 __attribute__((noinline)) static unsigned deep(unsigned depth, unsigned n) {
     Guard guard(n + depth);
     if (depth == 0) {
-        if (n % 3 == 0) throw std::runtime_error("three");
+        if (n % 7 == 0) throw std::runtime_error("seven");
         return n;
     }
     return deep(depth - 1, n) + 1;
