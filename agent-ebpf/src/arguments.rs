@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 };
 
 use crate::emit::{self, Wake};
-use crate::maps::{CALL, CallScratch, NAME_BYTES, config};
+use crate::maps::{CALL, CallScratch, NAME_BYTES, Walk, config};
 use crate::process::{read_u32, read_u64};
 use crate::stack::{mask, mix};
 
@@ -64,14 +64,9 @@ pub fn read(scratch: &mut CallScratch) -> u64 {
     let length = (scratch.record.first + scratch.record.second) as u64;
     let end = mask::<16383>(length);
     // SAFETY: the text is 8 bytes longer than the mask allows.
-    unsafe {
-        scratch
-            .text
-            .as_mut_ptr()
-            .add(end)
-            .cast::<u64>()
-            .write_unaligned(0)
-    };
+    let padding = unsafe { scratch.text.as_mut_ptr().add(end).cast::<[u8; 8]>() };
+    // SAFETY: as above. Volatile: `hash_text` has its own way to the text.
+    unsafe { padding.write_volatile([0; 8]) };
     mix(
         hash,
         mix(hash_text(length.div_ceil(8)), scratch.record.flags as u64),
@@ -96,6 +91,7 @@ fn paths(scratch: &mut CallScratch, index: u32) -> u64 {
     scratch.record.first = first;
     if first == 0 {
         scratch.record.flags |= call::UNREADABLE;
+        hash = value(&scratch.record, index).min(1);
     } else if scratch.text[0] != b'/' {
         scratch.record.flags |= call::RELATIVE;
         hash = place(scratch, shape::index(shape, shape::DIRECTORY));
@@ -300,11 +296,17 @@ fn path(scratch: &mut CallScratch, from: u64) -> (u32, bool) {
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task() };
     let root = read_u64(task, config::task_fs()) + config::fs_root() as u64;
-    scratch.root_dentry = read_u64(root, config::path_dentry());
-    scratch.root_mount = read_u64(root, config::path_mnt());
-    scratch.dentry = read_u64(from, config::path_dentry());
-    scratch.mount = read_u64(from, config::path_mnt());
+    let walk = Walk {
+        root_dentry: read_u64(root, config::path_dentry()),
+        root_mount: read_u64(root, config::path_mnt()),
+        dentry: read_u64(from, config::path_dentry()),
+        mount: read_u64(from, config::path_mnt()),
+    };
     let start = scratch.at;
+    // SAFETY: fields of the scratch. Volatile: the function below has its own way to them.
+    unsafe { (&raw mut scratch.walk).write_volatile(walk) };
+    // SAFETY: as above.
+    unsafe { (&raw mut scratch.at).write_volatile(start) };
     let mut whole = false;
     let mut i = 0;
     while i < PLACE_COMPONENTS {
@@ -314,7 +316,10 @@ fn path(scratch: &mut CallScratch, from: u64) -> (u32, bool) {
         }
         i += 1;
     }
-    ((scratch.at - start) as u32, whole)
+    // SAFETY: as above.
+    let end = unsafe { (&raw const scratch.at).read_volatile() };
+    scratch.at = end;
+    ((end - start) as u32, whole)
 }
 
 /// Appends the name of the component that the walk is at, and goes to its parent, or from the
@@ -329,8 +334,13 @@ pub extern "C" fn path_component() -> u32 {
     };
     // SAFETY: a per-CPU value that only this program uses, and it does not nest.
     let scratch = unsafe { &mut *scratch };
-    let (dentry, mount) = (scratch.dentry, scratch.mount);
-    if dentry == scratch.root_dentry && mount == scratch.root_mount {
+    let Walk {
+        dentry,
+        mount,
+        root_dentry,
+        root_mount,
+    } = scratch.walk;
+    if dentry == root_dentry && mount == root_mount {
         return 0;
     }
     let parent = read_u64(dentry, config::dentry_parent());
@@ -340,8 +350,8 @@ pub extern "C" fn path_component() -> u32 {
         if above == outer || above == 0 {
             return 0;
         }
-        scratch.dentry = read_u64(outer, config::mount_point());
-        scratch.mount = above + config::mount_mnt() as u64;
+        scratch.walk.dentry = read_u64(outer, config::mount_point());
+        scratch.walk.mount = above + config::mount_mnt() as u64;
         return 1;
     }
     let name = read_u64(dentry, config::dentry_name());
@@ -358,6 +368,6 @@ pub extern "C" fn path_component() -> u32 {
         return 0;
     }
     scratch.at += length as u64;
-    scratch.dentry = parent;
+    scratch.walk.dentry = parent;
     1
 }

@@ -92,12 +92,11 @@ pub static CALL: PerCpuArray<CallScratch, 1> = PerCpuArray::new();
 /// Longest name of a component with its final zero (`NAME_MAX`, linux/limits.h).
 pub const NAME_BYTES: usize = 256;
 
-/// See [`CALL`].
+/// A walk from a file to the root directory.
 #[repr(C)]
-pub struct CallScratch {
-    /// The registers at the exit of the call.
-    pub regs: aya_ebpf::bindings::pt_regs,
-    /// Where the walk along the components of a path is: `struct dentry`.
+#[derive(Clone, Copy)]
+pub struct Walk {
+    /// `struct dentry` of the component.
     pub dentry: u64,
     /// The mount it is on: `struct vfsmount`.
     pub mount: u64,
@@ -105,6 +104,15 @@ pub struct CallScratch {
     pub root_dentry: u64,
     /// The mount of that.
     pub root_mount: u64,
+}
+
+/// See [`CALL`].
+#[repr(C)]
+pub struct CallScratch {
+    /// The registers at the exit of the call.
+    pub regs: aya_ebpf::bindings::pt_regs,
+    /// Where the walk along the components of a path is.
+    pub walk: Walk,
     /// Bytes of the text so far.
     pub at: u64,
     /// All zero: counts of a row that begins.

@@ -2,6 +2,7 @@
 //! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
 
 pub mod descriptor;
+pub mod library;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};

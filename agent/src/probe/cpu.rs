@@ -114,7 +114,8 @@ impl RawStack {
             user: frames.by_ref().take(user).collect(),
             end: End::from_number(end)?,
         };
-        (stack.kernel.len() == kernel && stack.user.len() == user && rest.is_empty()).then_some(stack)
+        (stack.kernel.len() == kernel && stack.user.len() == user && rest.is_empty())
+            .then_some(stack)
     }
 }
 

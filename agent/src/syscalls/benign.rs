@@ -14,8 +14,8 @@ pub struct Facts<'a> {
     pub nonblocking: bool,
     /// Type of the file behind the descriptor (`S_IF…`), 0 where there is none.
     pub file_type: u32,
-    /// Whether a library of the path's file name was mapped by a process in scope.
-    pub mapped: bool,
+    /// Whether the path's file name is that of a library that is mapped or installed elsewhere.
+    pub found: bool,
 }
 
 /// `MSG_DONTWAIT` (linux/socket.h).
@@ -115,7 +115,7 @@ fn search(syscall: &str, facts: &Facts<'_>) -> Option<&'static str> {
     if path.ends_with("/nscd/socket") {
         return Some("no name service cache runs");
     }
-    if facts.mapped && (name.contains(".so.") || name.ends_with(".so")) {
+    if facts.found && (name.contains(".so.") || name.ends_with(".so")) {
         return Some("the dynamic loader's search path: found in another directory");
     }
     if path.contains("/LC_MESSAGES/")
@@ -189,7 +189,7 @@ mod tests {
                 "openat",
                 "ENOENT",
                 &Facts {
-                    mapped: true,
+                    found: true,
                     ..missing
                 }
             )
@@ -200,7 +200,7 @@ mod tests {
                 "unlink",
                 "ENOENT",
                 &Facts {
-                    mapped: true,
+                    found: true,
                     ..missing
                 }
             )

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use agent_ebpf::failure::{CallRecord, call, row, shape};
 
-use crate::process::{Process, descriptor::Descriptor};
+use crate::process::{Process, descriptor::Descriptor, library};
 use crate::session::target::Targets;
 use crate::syscalls::benign::Facts;
 use crate::syscalls::table::Spec;
@@ -18,6 +18,7 @@ pub(super) struct Known {
     values: [u64; 6],
     file_flags: u32,
     file_type: u32,
+    library: bool,
 }
 
 const S_IFMT: u32 = 0o17_0000;
@@ -32,7 +33,7 @@ impl Known {
             values: self.values,
             nonblocking: self.file_flags & libc::O_NONBLOCK as u32 != 0,
             file_type: self.file_type,
-            mapped: !name.is_empty() && mapped(name),
+            found: self.library || !name.is_empty() && mapped(name),
         }
     }
 }
@@ -148,6 +149,7 @@ fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Proce
     }
     Known {
         value: parts.join(" "),
+        library: library::is_installed(process, &path),
         path,
         values: record.values,
         file_flags: record.file_flags,
@@ -182,9 +184,9 @@ fn second_path(record: &CallRecord, texts: &Texts<'_>) -> String {
 /// A path that the kernel could not read either, or that lies in a page that is not in memory.
 fn unreadable(record: &CallRecord, index: Option<u32>) -> String {
     let pointer = index.and_then(|index| record.values.get(index as usize));
-    match pointer.copied().unwrap_or(0) {
-        0 => "NULL".to_owned(),
-        pointer => format!("(unreadable path at {pointer:#x})"),
+    match pointer {
+        Some(0) => "NULL".to_owned(),
+        _ => "(unreadable path)".to_owned(),
     }
 }
 
@@ -330,7 +332,7 @@ mod tests {
         );
         assert_eq!(
             known("openat", [cwd, 0xdead, 0, 0, 0, 0], &[], call::UNREADABLE),
-            "(unreadable path at 0xdead)"
+            "(unreadable path)"
         );
         assert_eq!(
             known("statx", [cwd, 0, 0, 0, 0, 0], &[], call::UNREADABLE),
