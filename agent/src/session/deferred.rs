@@ -309,6 +309,8 @@ mod tests {
 
     fn sample(stack: &[u64]) -> Deferred {
         Deferred {
+            finished: 0,
+            hash: 0,
             tgid: 1,
             tid: 2,
             kernel: vec![],
