@@ -205,11 +205,26 @@ pub fn sign(value: u64) -> u64 {
 /// Position of the row that holds at `low` among `count` sorted rows beginning at `first`.
 ///
 /// `word(i)` reads row `i`. The result is at least `first - 1`: the row before the bucket holds
-/// where none of its own does.
+/// where none of its own does. Most buckets have few rows.
 #[inline(always)]
 pub fn search(first: u32, count: u32, low: u8, word: impl Fn(u32) -> u32) -> u32 {
+    if count < 16 {
+        search_below::<16>(first, count, low, word)
+    } else {
+        search_below::<256>(first, count, low, word)
+    }
+}
+
+/// [`search`] among fewer than `LIMIT` rows, a power of two.
+#[inline(always)]
+fn search_below<const LIMIT: u64>(
+    first: u32,
+    count: u32,
+    low: u8,
+    word: impl Fn(u32) -> u32,
+) -> u32 {
     let mut below = 0u64;
-    let mut step = 128u64;
+    let mut step = LIMIT / 2;
     while step > 0 {
         let candidate = below + step;
         let last = word((first as u64 + candidate) as u32 - 1);

@@ -1,4 +1,24 @@
 //! An eBPF live-debugging and profiling agent for Linux.
+//!
+//! The data's way, from the command line down; imports point the same way:
+//!
+//! - [`cli`]: arguments as typed, what they mean, the run; the only place that prints;
+//! - [`output`]: the model as SVG, folded stacks, JSON, or a summary. Sees [`profile`] only;
+//! - [`naming`]: raw samples into the model, each distinct address named once;
+//! - [`probe`]: one file for each kernel probe: attach, decode;
+//! - [`session`]: loads the bytecode, follows processes and their mappings, drains the ring buffer.
+//!   With [`probe`] the only user of aya;
+//! - [`symbolize`]: addresses of an open file into names; [`unwind`]: an ELF file into the table that
+//!   the kernel unwinds by. Both distrust every byte, take open files and need no privileges;
+//! - [`process`], [`preflight`]: the only readers of `/proc` and `/sys`, kernel symbols aside;
+//! - [`elf`], [`profile`]: the parts of an ELF file that others need; the model.
+//!
+//! The kernel's side and the interface between the two are in the crate `agent_ebpf`.
+//!
+//! What always holds: a tick of the clock is counted under exactly one cause; a stack that was cut is
+//! shown with the reason; a name of the target is escaped before it reaches a terminal or a file;
+//! nothing outlives the agent in the kernel. `cargo xtask ci` checks who may do what, and
+//! ARCHITECTURE.md says why.
 
 pub mod cli;
 pub mod elf;

@@ -196,6 +196,7 @@ fn unnamed(
             line: None,
             inlined: false,
             address,
+            function_start: None,
             unnamed: Some(reason),
         }]
     };

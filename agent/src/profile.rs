@@ -11,6 +11,9 @@ pub type FrameId = u32;
 /// Index into [`Profile::stacks`].
 pub type StackId = u32;
 
+/// [`Frame::module`] of code that a JIT compiler made and listed in its perf map.
+pub const JIT_MODULE: &str = "[jit]";
+
 /// Where a frame's code lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,6 +41,9 @@ pub struct Frame {
     pub inlined: bool,
     /// ELF virtual address within the module, or the raw address where there is no module.
     pub address: u64,
+    /// Where the function starts, as [`Frame::address`] counts: for physical functions of modules
+    /// that have no name but unwind information.
+    pub function_start: Option<u64>,
     /// Why there is no name.
     pub unnamed: Option<Unnamed>,
 }
@@ -154,6 +160,8 @@ pub struct Facts {
     pub cpus: u32,
     /// Start of the run, seconds since the epoch.
     pub started: u64,
+    /// Milliseconds from the agent's start until the clock ran on every CPU.
+    pub start_ms: f64,
     /// Time sampled, in seconds.
     pub duration_seconds: f64,
     /// Processes in scope, each with its name.

@@ -190,6 +190,13 @@ pub fn build_from_bytes(image: &[u8]) -> Result<Table, Error> {
     build(image)
 }
 
+/// Calls `found` with the virtual addresses of the start and the end of each function that a
+/// `.eh_frame` section describes, in the section's order. `vaddr` is the section's own.
+pub(crate) fn for_each_function(bytes: &[u8], vaddr: u64, mut found: impl FnMut(u64, u64)) {
+    let mut section = Section::new(bytes, vaddr);
+    section.for_each_fde(&mut Report::default(), |fde| found(fde.start, fde.end));
+}
+
 /// The bytes and the virtual address of `.eh_frame`: by the section's header or, where these are
 /// stripped, by the pointer in `.eh_frame_hdr`.
 fn read_eh_frame<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<(Vec<u8>, u64)> {

@@ -95,7 +95,7 @@ fn descents(count: usize) -> impl Iterator<Item = &'static str> {
         .take(count)
 }
 
-/// Fails unless nine in ten samples are at the bottom, each of them with exactly the chain `expected`.
+/// Fails unless most samples are at the bottom, each of them with exactly the chain `expected`.
 fn assert_deep(profile: &Profile, expected: &[&str]) {
     let at_bottom = profile.self_share("bottom");
     assert!(

@@ -1,6 +1,6 @@
 //! The shares in the profile are the program's own.
 
-use crate::harness::{Agent, Profile, Target, alone};
+use crate::harness::{Agent, Profile, Target, alone, in_vm};
 
 /// Fails unless each function's self time is within two percentage points of its share.
 fn assert_split(profile: &Profile) {
@@ -20,13 +20,35 @@ fn assert_split(profile: &Profile) {
     );
 }
 
+/// So many samples that chance moves a share by less than a percentage point.
+fn sample(target: &Target) -> Profile {
+    let (duration, frequency) = if in_vm() {
+        ("12s", "199")
+    } else {
+        ("6s", "997")
+    };
+    let pid = target.pid().to_string();
+    let arguments = [
+        "--pid",
+        &pid,
+        "--duration",
+        duration,
+        "--frequency",
+        frequency,
+    ];
+    Agent::profile()
+        .args(arguments)
+        .args(["-o", "profile.json"])
+        .run_to_profile()
+}
+
 macro_rules! split {
     ($($test:ident: $program:literal),* $(,)?) => { $(
         #[test]
         fn $test() {
             let _alone = alone();
             let target = Target::spawn($program, &[]);
-            assert_split(&Agent::timed(target.pid(), 6.0).run_to_profile());
+            assert_split(&sample(&target));
         }
     )* };
 }

@@ -93,7 +93,7 @@ pub(crate) fn list_files(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(
 }
 
 /// The program and its arguments, as a person would type them.
-fn line(command: &Command) -> String {
+pub(crate) fn line(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {
         text.push(' ');

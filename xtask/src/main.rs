@@ -2,6 +2,7 @@
 //!
 //! One file per task. `command` runs programs, `setup` installs what the others need.
 
+mod bench;
 mod ci;
 mod command;
 mod ebpf;
@@ -34,6 +35,8 @@ enum Task {
     Programs,
     /// Check the invariants of the sources that the compiler does not know
     Ci,
+    /// Measure the agent beside its peers; a full run goes into docs/benchmarks.md
+    Bench(bench::Args),
     /// Run the end-to-end tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -54,6 +57,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => return Ok(test::run(&args)),
         Task::BuildEbpf(args) => ebpf::run(&args)?,
         Task::Programs => eprintln!("{} programs are ready", programs::build()?),
+        Task::Bench(args) => bench::run(&args)?,
         Task::Ci => ci::run()?,
         Task::Vm(args) => vm::run(&args)?,
     }

@@ -30,6 +30,7 @@ const UNUSED_MAPS: &[&str] = syscalls::MAPS;
 /// # Errors
 /// Whatever keeps the run from starting, or its outputs from being written.
 pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
+    let entered = Instant::now();
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
     let kernel = Kernel::probe()?;
@@ -57,6 +58,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     session.tables_ready().await;
     let clock = cpu::attach(&mut session, spec.frequency.get())?;
     let begin = Instant::now();
+    let start_ms = begin.duration_since(entered).as_secs_f64() * 1e3;
     subjects.release()?;
     let mut samples = Samples::default();
     let ended = sample(
@@ -75,7 +77,10 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         .await;
     let command = subjects.finish(ended);
     let mut profile = Profile::default();
-    profile.facts = facts(&session, &spec, clock, started, duration, ended);
+    profile.facts = Facts {
+        start_ms,
+        ..facts(&session, &spec, clock, started, duration, ended)
+    };
     naming::name(&mut profile, &samples, session.targets());
     profile.accounting = accounting(&session, &samples, &profile.facts);
     profile.cost = cost(&session, &profile.accounting);
@@ -171,6 +176,7 @@ fn facts(
         frequency: spec.frequency.get(),
         cpus: session.kernel().cpus.len() as u32,
         started,
+        start_ms: 0.0,
         duration_seconds: duration.as_secs_f64(),
         targets: session.targets().list().iter().map(target).collect(),
         ended: ended.name().to_owned(),

@@ -17,6 +17,7 @@ pub(crate) fn user(module: &str, function: &str, address: u64) -> Frame {
         line: None,
         inlined: false,
         address,
+        function_start: None,
         unnamed: None,
     }
 }
@@ -32,6 +33,7 @@ fn facts() -> Facts {
         frequency: 99,
         cpus: 2,
         started: 1_795_258_700,
+        start_ms: 62.5,
         duration_seconds: 2.0,
         targets: vec![TargetFacts {
             pid: 4242,
@@ -76,6 +78,7 @@ pub(crate) fn profile() -> Profile {
     let walk = user("server", "walk", 0x1300);
     let stripped = Frame {
         function: None,
+        function_start: Some(0x1200),
         unnamed: Some(Unnamed::NoSymbols),
         ..user("libz.so.1", "", 0x1234)
     };

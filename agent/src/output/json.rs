@@ -34,6 +34,7 @@ struct FrameEntry<'a> {
     /// A string: a JSON number is exact up to 2^53 only. None for the kernel's: it would give
     /// away where the kernel was loaded.
     address: Option<String>,
+    function_start: Option<String>,
     unnamed: Option<Unnamed>,
 }
 
@@ -47,6 +48,7 @@ impl<'a> From<&'a Frame> for FrameEntry<'a> {
             inlined: frame.inlined,
             space: frame.space,
             address: (frame.space == Space::User).then(|| format!("{:#x}", frame.address)),
+            function_start: frame.function_start.map(|start| format!("{start:#x}")),
             unnamed: frame.unnamed,
         }
     }

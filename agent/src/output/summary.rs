@@ -235,9 +235,9 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
         })
     };
     match reason {
-        Unnamed::NoModule if runs("node") => "start node with --perf-basic-prof".to_owned(),
+        Unnamed::NoModule if runs("node") => "start node with --perf-basic-prof --interpreted-frames-native-stack".to_owned(),
         Unnamed::NoModule if runs("java") => {
-            "start java with -XX:+PreserveFramePointer and let perf-map-agent write its map"
+            "start java with -XX:+PreserveFramePointer; `jcmd PID Compiler.perfmap` (JDK 17) writes the names"
                 .to_owned()
         }
         Unnamed::NoModule => "let the program's runtime write /tmp/perf-PID.map".to_owned(),
@@ -245,10 +245,12 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
             format!("install the debug symbols of {module}, or build it unstripped")
         }
         Unnamed::FileUnavailable => {
-            format!("{module} was deleted or replaced: restart the program, or keep its file")
+            format!("{module} was deleted or replaced: run as root or with CAP_CHECKPOINT_RESTORE")
         }
         Unnamed::Malformed => format!("{module} is no ELF file that can be read"),
-        Unnamed::KernelHidden => "set kernel.kptr_restrict to 0, or run with CAP_SYSLOG".to_owned(),
+        Unnamed::KernelHidden => {
+            "run as root or with CAP_SYSLOG, and with kernel.kptr_restrict at most 1".to_owned()
+        }
     }
 }
 

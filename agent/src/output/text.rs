@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agent_ebpf::End;
 
 use super::escape;
-use crate::profile::{Accounting, Frame, Profile, Space, Stack, Unnamed};
+use crate::profile::{Accounting, Frame, JIT_MODULE, Profile, Space, Stack, Unnamed};
 
 /// What kind of code a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,27 +29,56 @@ pub fn kind(frame: &Frame) -> Kind {
     match frame.space {
         Space::Kernel => Kind::Kernel,
         Space::User if frame.inlined => Kind::Inlined,
-        Space::User if frame.module.is_none() => Kind::Jit,
+        Space::User if is_jit(frame) => Kind::Jit,
         Space::User => Kind::User,
     }
 }
 
+/// Whether the code lies in no file, listed in a perf map or not.
+fn is_jit(frame: &Frame) -> bool {
+    frame
+        .module
+        .as_deref()
+        .is_none_or(|module| module == JIT_MODULE)
+}
+
 /// The frame's name as one frame of a folded stack, without a mark of its kind.
 ///
-/// Without a function: `[module+0x…]`, or `[unknown]` outside every module. A kernel address is
-/// never written: it would give away where the kernel was loaded.
+/// Without a function: `[module+0x…]` with the function's start where that is known, so that all
+/// of its frames have one name, else with the address; `[unknown]` outside every module. A kernel
+/// address is never written: it would give away where the kernel was loaded. JIT code that has no
+/// name of its own, `(anonymous)`, is told apart by its place in the source.
 pub fn frame_name(frame: &Frame) -> String {
     match (&frame.function, &frame.module) {
+        (Some(function), _) if function.starts_with('(') && is_jit(frame) => {
+            escape::frame(&(function.clone() + &place(frame)))
+        }
         (Some(function), _) => escape::frame(function),
         (None, Some(module)) => {
             let module = escape::frame(module);
             let module = module.trim_start_matches('[').trim_end_matches(']');
             match frame.space {
-                Space::User => format!("[{module}+{:#x}]", frame.address),
+                Space::User => {
+                    let start = frame.function_start.unwrap_or(frame.address);
+                    format!("[{module}+{start:#x}]")
+                }
                 Space::Kernel => format!("[{module}]"),
             }
         }
         (None, None) => "[unknown]".to_owned(),
+    }
+}
+
+/// ` server.js:12`: the name of the source file and the line, as far as they are known.
+fn place(frame: &Frame) -> String {
+    let file = frame
+        .file
+        .as_deref()
+        .and_then(|path| path.rsplit('/').next());
+    match (file, frame.line) {
+        (Some(file), Some(line)) => format!(" {file}:{line}"),
+        (Some(file), None) => format!(" {file}"),
+        (None, _) => String::new(),
     }
 }
 
@@ -257,6 +286,21 @@ mod tests {
         assert_eq!(show_percent(99.99), "99.9");
         assert_eq!(show_percent(100.0), "100");
         assert_eq!(show_percent(0.0), "0.0");
+    }
+
+    #[test]
+    fn jit_code_is_one_kind_with_and_without_a_perf_map() {
+        let mut frame = fixture::user(JIT_MODULE, "(anonymous)", 1);
+        frame.file = Some("/srv/app/server.js".to_owned());
+        frame.line = Some(12);
+        assert_eq!(kind(&frame), Kind::Jit);
+        assert_eq!(frame_name(&frame), "(anonymous) server.js:12");
+        frame.function = Some("handle".to_owned());
+        assert_eq!(frame_name(&frame), "handle");
+        frame.module = None;
+        assert_eq!(kind(&frame), Kind::Jit);
+        frame.module = Some("app".to_owned());
+        assert_eq!(kind(&frame), Kind::User);
     }
 
     fn process_names(profile: &Profile) -> BTreeSet<String> {

@@ -138,7 +138,7 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         for (name, value) in &globals.words {
-            loader.override_global(*name, value, true);
+            loader.override_global(name, value, true);
         }
         loader.override_global("HASH_SEED", &globals.hash_seed, true);
         if !needs.stacks {

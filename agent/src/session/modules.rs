@@ -67,8 +67,8 @@ pub struct Modules {
     pending: usize,
     /// Modules without a table, by reason.
     pub failed: HashMap<String, u64>,
-    /// Bytes of `.eh_frame` turned into tables.
-    pub eh_frame_bytes: u64,
+    /// Malformed entries of `.eh_frame`, left out of the tables.
+    pub bad_entries: u64,
 }
 
 impl Modules {
@@ -88,7 +88,7 @@ impl Modules {
             built,
             pending: 0,
             failed: HashMap::new(),
-            eh_frame_bytes: 0,
+            bad_entries: 0,
         }
     }
 
@@ -190,7 +190,7 @@ impl Modules {
             .position(|module| module.slot == built.slot)?;
         match built.table {
             Ok(table) => {
-                self.eh_frame_bytes += table.report.eh_frame_bytes;
+                self.bad_entries += table.report.bad_fdes;
                 let module = self.list.get_mut(index)?;
                 module.layout = Layout {
                     table: u32::from(module.slot),

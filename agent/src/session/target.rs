@@ -568,6 +568,12 @@ impl Targets {
                 .entry(format!("modules without an unwind table: {reason}"))
                 .or_default() += count;
         }
+        if self.modules.bad_entries > 0 {
+            notes.insert(
+                "malformed entries of .eh_frame".to_owned(),
+                self.modules.bad_entries,
+            );
+        }
         notes
     }
 }

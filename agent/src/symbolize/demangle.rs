@@ -12,10 +12,10 @@ const MAX_DEPTH: u32 = 96;
 /// The name as a programmer wrote it: C++ with parameters, Rust without the hash; anything else
 /// (C, Go) as it is. At most [`MAX_NAME`] bytes, ending in `…` if there were more.
 pub(super) fn demangle(name: &str) -> String {
-    if name.len() <= 2 * MAX_NAME {
-        if let Some(name) = rust(name).or_else(|| cpp(name)) {
-            return name;
-        }
+    if name.len() <= 2 * MAX_NAME
+        && let Some(name) = rust(name).or_else(|| cpp(name))
+    {
+        return name;
     }
     shorten(name.to_owned())
 }
@@ -59,6 +59,14 @@ fn replace_words(text: &str, from: &str, to: &str) -> String {
     }
     replaced.push_str(&text[copied..]);
     replaced
+}
+
+/// The name of a symbol without the version that linkers put behind it: `memcpy@@GLIBC_2.14`.
+pub(super) fn without_version(symbol: &str) -> &str {
+    match symbol.split_once('@') {
+        Some((name, version)) if !name.is_empty() && version != "plt" => name,
+        _ => symbol,
+    }
 }
 
 /// Cuts a name that is longer than [`MAX_NAME`].
@@ -140,6 +148,14 @@ mod tests {
             "f<unsigned long, short, my_long int, unsigned int>"
         );
         assert_eq!(source_name("operator long long int"), "operator long long");
+    }
+
+    #[test]
+    fn versions_are_dropped() {
+        assert_eq!(without_version("memcpy@@GLIBC_2.14"), "memcpy");
+        assert_eq!(without_version("memcpy@GLIBC_2.2.5"), "memcpy");
+        assert_eq!(without_version("malloc@plt"), "malloc@plt");
+        assert_eq!(without_version("@"), "@");
     }
 
     #[test]

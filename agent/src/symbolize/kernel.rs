@@ -97,6 +97,7 @@ fn frame(address: u64, symbol: Option<&Symbol>, reason: Unnamed) -> Frame {
         line: None,
         inlined: false,
         address,
+        function_start: None,
         unnamed: symbol.is_none().then_some(reason),
     }
 }

@@ -15,6 +15,7 @@ mod decompress;
 mod demangle;
 mod dwarf;
 mod elf;
+mod extent;
 mod kernel;
 mod perf_map;
 mod plt;
@@ -55,28 +56,42 @@ pub fn module(
 ) -> Vec<Vec<Frame>> {
     // The libraries that parse this outside input are written not to panic; if one does, that
     // costs this module's names and not the profile.
-    let sites = catch_unwind(AssertUnwindSafe(|| sites(file, debug, addresses)))
-        .unwrap_or(Err(Unnamed::Malformed));
-    let frames = |address, sites| frames(name, address, sites);
-    match sites {
-        Ok(sites) => addresses
-            .iter()
-            .zip(sites)
-            .map(|(&address, sites)| frames(address, Ok(sites)))
-            .collect(),
-        Err(reason) => addresses
-            .iter()
-            .map(|&address| frames(address, Err(reason)))
-            .collect(),
+    let named = catch_unwind(AssertUnwindSafe(|| named(file, debug, addresses)))
+        .unwrap_or(Err(Unnamed::Malformed))
+        .unwrap_or_else(|reason| Named::nothing(addresses, reason));
+    let places = addresses.iter().zip(named.sites).zip(named.starts);
+    places
+        .map(|((&address, sites), start)| frames(name, address, sites, start, named.reason))
+        .collect()
+}
+
+/// What is known of each address.
+struct Named {
+    sites: Vec<Vec<Site>>,
+    /// Where physical functions without a name start.
+    starts: Vec<Option<u64>>,
+    /// Why functions without a name have none.
+    reason: Unnamed,
+}
+
+impl Named {
+    fn nothing(addresses: &[u64], reason: Unnamed) -> Self {
+        Named {
+            sites: vec![Vec::new(); addresses.len()],
+            starts: vec![None; addresses.len()],
+            reason,
+        }
     }
 }
 
 /// Turns what is known of an address into frames.
-fn frames(module: &str, address: u64, sites: Result<Vec<Site>, Unnamed>) -> Vec<Frame> {
-    let (sites, reason) = match sites {
-        Ok(sites) => (sites, Unnamed::NotCovered),
-        Err(reason) => (Vec::new(), reason),
-    };
+fn frames(
+    module: &str,
+    address: u64,
+    sites: Vec<Site>,
+    start: Option<u64>,
+    reason: Unnamed,
+) -> Vec<Frame> {
     let sites = match sites.is_empty() {
         true => vec![Site::default()],
         false => sites,
@@ -86,6 +101,7 @@ fn frames(module: &str, address: u64, sites: Result<Vec<Site>, Unnamed>) -> Vec<
         space: Space::User,
         module: Some(module.to_owned()),
         unnamed: site.function.is_none().then_some(reason),
+        function_start: start.filter(|_| index == physical && site.function.is_none()),
         function: site.function,
         file: site.file,
         line: site.line,
@@ -95,31 +111,41 @@ fn frames(module: &str, address: u64, sites: Result<Vec<Site>, Unnamed>) -> Vec<
     sites.into_iter().enumerate().map(frame).collect()
 }
 
-fn sites(
-    file: &File,
-    debug: &dyn DebugFiles,
-    addresses: &[u64],
-) -> Result<Vec<Vec<Site>>, Unnamed> {
+fn named(file: &File, debug: &dyn DebugFiles, addresses: &[u64]) -> Result<Named, Unnamed> {
     let source = Source::file(file).ok_or(Unnamed::FileUnavailable)?;
     let elf = Elf::parse(source).ok_or(Unnamed::Malformed)?;
     let separate = Separate::find(&elf, debug);
-    let mut sites = vec![Vec::new(); addresses.len()];
+    let mut named = Named::nothing(addresses, Unnamed::NotCovered);
     let debug_info = separate.debug_info(&elf);
     if let Some(debug_info) = debug_info {
         // A panic in here costs the debug information alone.
         let described = catch_unwind(AssertUnwindSafe(|| {
             dwarf::sites(debug_info, separate.alternate.as_ref(), addresses)
         }));
-        sites = described.unwrap_or(sites);
+        named.sites = described.unwrap_or(named.sites);
     }
-    let tables = add_symbols(&elf, &separate, addresses, &mut sites);
-    if !tables && debug_info.is_none() {
-        let any = |sites: &Vec<Site>| !sites.is_empty();
-        if !sites.iter().any(any) {
-            return Err(Unnamed::NoSymbols);
-        }
+    let tables = add_symbols(&elf, &separate, addresses, &mut named.sites);
+    if !tables && debug_info.is_none() && named.sites.iter().all(Vec::is_empty) {
+        named.reason = Unnamed::NoSymbols;
     }
-    Ok(sites)
+    add_starts(&elf, addresses, &mut named);
+    Ok(named)
+}
+
+/// Looks up where the physical functions start that have no name.
+fn add_starts(elf: &Elf<'_>, addresses: &[u64], named: &mut Named) {
+    let is_unnamed = |sites: &[Site]| sites.last().is_none_or(|site| site.function.is_none());
+    let unnamed: Vec<usize> = (0..addresses.len())
+        .filter(|&at| is_unnamed(&named.sites[at]))
+        .collect();
+    if unnamed.is_empty() {
+        return;
+    }
+    let wanted: Vec<u64> = unnamed.iter().map(|&at| addresses[at]).collect();
+    let starts = catch_unwind(AssertUnwindSafe(|| extent::starts(elf, &wanted)));
+    for (at, start) in unnamed.iter().zip(starts.unwrap_or_default()) {
+        named.starts[*at] = start;
+    }
 }
 
 /// Fills in physical functions that have no name yet from the symbol tables; whether there is
@@ -162,7 +188,9 @@ fn is_missing(sites: &[Site]) -> bool {
 /// Names the physical function after its symbol. A part that the compiler split off (`name.cold`)
 /// keeps the bare name that the debug information gives it.
 fn set_name(sites: &mut Vec<Site>, symbol: Option<&str>) {
-    let Some(symbol) = symbol else { return };
+    let Some(symbol) = symbol.map(demangle::without_version) else {
+        return;
+    };
     let name = demangle::demangle(symbol);
     match sites.last_mut() {
         Some(physical) if is_part(symbol, physical.function.as_deref()) => {}

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::demangle::{MAX_NAME, demangle, shorten};
-use crate::profile::{Frame, Space, Unnamed};
+use crate::profile::{Frame, JIT_MODULE, Space, Unnamed};
 
 /// Most of the file that is read, in bytes.
 const MAX_FILE: u64 = 256 << 20;
@@ -14,8 +14,6 @@ const MAX_FILE: u64 = 256 << 20;
 const MAX_LINE: u64 = 2 * MAX_NAME as u64;
 /// Matches after which the file is taken for a hostile one (every line covering every address).
 const MAX_MATCHES: u64 = 1 << 26;
-/// Module of all code that comes from no file.
-const MODULE: &str = "[jit]";
 
 /// Why a perf map is not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -226,12 +224,13 @@ fn frame(address: u64, code: Option<Code>) -> Frame {
     };
     Frame {
         space: Space::User,
-        module: Some(MODULE.to_owned()),
+        module: Some(JIT_MODULE.to_owned()),
         function,
         file,
         line: line.filter(|&line| line != 0),
         inlined: false,
         address,
+        function_start: None,
         unnamed,
     }
 }

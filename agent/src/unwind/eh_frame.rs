@@ -22,6 +22,9 @@ const MAX_REMEMBERED: usize = 64;
 /// CIEs kept parsed at once.
 const MAX_CIES: usize = 4096;
 
+/// Bytes that may follow the last entry: its terminator and padding.
+const TERMINATOR: usize = 16;
+
 /// Where the code of an FDE lies and the offset of its entry in the section.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fde {
@@ -80,6 +83,10 @@ impl<'a> Section<'a> {
                 }
             }
             offset = end;
+        }
+        // What follows the last entry is its terminator, and padding at most.
+        if self.bytes.len().saturating_sub(offset) > TERMINATOR {
+            report.bad_fdes += 1;
         }
     }
 

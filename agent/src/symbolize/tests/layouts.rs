@@ -191,13 +191,10 @@ int main(int argc, char **) { top(argc); return 0; }
             let strip = |found: &&str| found.split('(').next() == Some(name);
             assert!(found.clone().count() > 0, "{flags}: no {part} in {all:?}");
             assert!(
-                part == "top" || part == "inner" || found.clone().all(|found| strip(found)),
+                part == "top" || part == "inner" || found.clone().all(&strip),
                 "{flags}: {part} in {all:?}"
             );
-            assert!(
-                found.clone().any(|found| strip(found)),
-                "{flags}: no {name} in {all:?}"
-            );
+            assert!(found.clone().any(strip), "{flags}: no {name} in {all:?}");
         }
     }
 }
@@ -234,7 +231,16 @@ fn exported_names_only_and_none_at_all() {
     assert_eq!(frame("plain_c").function.as_deref(), Some("plain_c"));
     assert_eq!(frame("local_static").unnamed, Some(Unnamed::NotCovered));
 
-    let bare = Program::cpp("g++ -O2 -static p.cc -o program; strip program");
+    let bare = Program::cpp("g++ -O2 -static p.cc -o full; cp full program; strip program");
+    let full = functions(&bare.path("full"));
+    let (start, size, _) = full
+        .iter()
+        .find(|(_, _, name)| name.contains("local_static"))
+        .unwrap();
+    for named in bare.name(&[*start, start + 1, start + size - 1]) {
+        assert_eq!(named[0].function_start, Some(*start));
+        assert_eq!(named[0].unnamed, Some(Unnamed::NoSymbols));
+    }
     assert_eq!(
         bare.name(&[0x40_1000])[0][0].unnamed,
         Some(Unnamed::NoSymbols)

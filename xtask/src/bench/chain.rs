@@ -1,0 +1,108 @@
+//! Speed with and without a tool, one after the other: bare, tool, bare, next tool, bare, …
+
+use super::machine::Scratch;
+use super::report::{median, spread};
+use super::tool::Tool;
+use anyhow::Result;
+use std::thread::sleep;
+use std::time::Duration;
+
+/// How long a tool may take to end.
+const END: Duration = Duration::from_secs(60);
+/// Rest after a tool's end.
+const REST: Duration = Duration::from_millis(200);
+
+/// What a tool did to the speed.
+#[derive(Debug)]
+pub(crate) struct Row {
+    name: String,
+    /// Speeds under it.
+    rates: Vec<f64>,
+    /// Its speeds divided by the mean of the bare ones before and after.
+    pub(crate) ratios: Vec<f64>,
+    /// Why it was given up.
+    failure: Option<String>,
+}
+
+/// Speeds of all tools.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Speeds without any tool.
+    pub(crate) bare: Vec<f64>,
+    rows: Vec<Row>,
+}
+
+/// Measures the speed `rounds` times under each tool, each between two measurements without. A tool
+/// that fails is given up, with its reason in the table.
+///
+/// # Errors
+/// The speed cannot be measured.
+pub(crate) fn run(
+    tools: &[Tool],
+    rounds: usize,
+    scratch: &Scratch,
+    measure: &mut dyn FnMut() -> Result<f64>,
+) -> Result<Outcome> {
+    let mut rows: Vec<Row> = tools.iter().map(Row::new).collect();
+    let mut before = measure()?;
+    let mut bare = vec![before];
+    for _ in 0..rounds {
+        for (tool, row) in tools.iter().zip(&mut rows) {
+            if row.failure.is_some() {
+                continue;
+            }
+            let rate = match under(tool, scratch, measure) {
+                Ok(rate) => rate,
+                Err(error) => {
+                    row.failure = Some(format!("{error:#}"));
+                    continue;
+                }
+            };
+            sleep(REST);
+            let after = measure()?;
+            row.rates.push(rate);
+            row.ratios.push(rate / ((before + after) / 2.0));
+            bare.push(after);
+            before = after;
+        }
+    }
+    Ok(Outcome { bare, rows })
+}
+
+fn under(tool: &Tool, scratch: &Scratch, measure: &mut dyn FnMut() -> Result<f64>) -> Result<f64> {
+    let running = tool.start(scratch)?;
+    let rate = measure()?;
+    running.stop(END)?;
+    Ok(rate)
+}
+
+impl Row {
+    fn new(tool: &Tool) -> Self {
+        Self {
+            name: tool.name.clone(),
+            rates: Vec::new(),
+            ratios: Vec::new(),
+            failure: tool.missing(),
+        }
+    }
+}
+
+impl Outcome {
+    /// Rows of a table: name, median speed, ratio.
+    pub(crate) fn rows(&self) -> Vec<Vec<String>> {
+        let speed =
+            |rates: &[f64]| median(rates).map_or("-".to_owned(), |rate| format!("{rate:.0}"));
+        let mut rows = vec![vec!["none".to_owned(), speed(&self.bare), "1".to_owned()]];
+        for row in &self.rows {
+            rows.push(match &row.failure {
+                Some(reason) => vec![
+                    row.name.clone(),
+                    "-".to_owned(),
+                    format!("not available: {reason}"),
+                ],
+                None => vec![row.name.clone(), speed(&row.rates), spread(&row.ratios, 3)],
+            });
+        }
+        rows
+    }
+}
