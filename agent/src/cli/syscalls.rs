@@ -312,6 +312,7 @@ fn leaf(row: u64) -> Frame {
         line: None,
         inlined: false,
         address: row,
+        function_start: None,
         unnamed: None,
     }
 }
