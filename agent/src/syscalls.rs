@@ -48,6 +48,9 @@ pub struct Failure {
     pub restarted: bool,
     /// Why this failure is to be expected; `None` where it is not.
     pub benign: Option<String>,
+    /// Of the failures, those with an argument that makes them benign. Where some are and some are
+    /// not, the row is not benign.
+    pub benign_count: u64,
     /// All calls of this system call; `None` where they are not counted (without `--latency`).
     pub calls: Option<u64>,
     /// The share of them that failed with this error, 0 to 1.
@@ -56,7 +59,7 @@ pub struct Failure {
     pub first_s: f64,
     /// Time of the last.
     pub last_s: f64,
-    /// The most frequent arguments, at most [`SHOWN_ARGUMENTS`].
+    /// The most frequent arguments, at most [`SHOWN_ARGUMENTS`]; those that are not benign first.
     pub args: Vec<Counted>,
     /// Failures with other arguments, or with ones that were not kept.
     pub other_args: u64,
@@ -73,6 +76,9 @@ pub struct Counted {
     pub value: String,
     /// Failures with it.
     pub count: u64,
+    /// Why failures with it are to be expected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub benign: Option<String>,
 }
 
 /// A stack and how often it was seen.
@@ -106,14 +112,35 @@ impl Report {
         });
     }
 
-    /// Drops the benign rows.
+    /// Drops the benign rows, and the benign failures of the others.
     pub fn hide_benign(&mut self) {
         self.errors.retain(|row| row.benign.is_none());
+        for row in &mut self.errors {
+            row.hide_benign();
+        }
+        self.sort();
     }
 
     /// Failures in all rows.
     pub fn failures(&self) -> u64 {
         self.errors.iter().map(|row| row.count).sum()
+    }
+}
+
+impl Failure {
+    fn hide_benign(&mut self) {
+        if self.benign_count == 0 {
+            return;
+        }
+        let left = self.count.saturating_sub(self.benign_count);
+        let part = left as f64 / self.count.max(1) as f64;
+        self.rate *= part;
+        self.share = self.share.map(|share| share * part);
+        self.args.retain(|arg| arg.benign.is_none());
+        let shown: u64 = self.args.iter().map(|arg| arg.count).sum();
+        self.other_args = left.saturating_sub(shown);
+        self.count = left;
+        self.benign_count = 0;
     }
 }
 
@@ -163,6 +190,25 @@ mod tests {
         assert_eq!(report.failures(), 933);
         report.hide_benign();
         assert_eq!(report.failures(), 33);
+    }
+
+    #[test]
+    fn benign_failures_of_a_mixed_row_can_be_dropped() {
+        let arg = |value: &str, count, benign: bool| Counted {
+            value: value.to_owned(),
+            count,
+            benign: benign.then(|| "why".to_owned()),
+        };
+        let mut mixed = Failure {
+            rate: 10.0,
+            args: vec![arg("/a", 2, false), arg("/b", 70, true)],
+            other_args: 28,
+            benign_count: 90,
+            ..row("openat", 100, false)
+        };
+        mixed.hide_benign();
+        assert_eq!((mixed.count, mixed.other_args, mixed.args.len()), (10, 8, 1));
+        assert!((mixed.rate - 1.0).abs() < 1e-9);
     }
 
     #[test]

@@ -266,6 +266,7 @@ mod tests {
         let arg = |value: &str, count| Counted {
             value: value.to_owned(),
             count,
+            benign: None,
         };
         let stack = CountedStack {
             frames: ["main", "load", "open64"].map(str::to_owned).to_vec(),

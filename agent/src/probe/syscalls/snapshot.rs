@@ -1,5 +1,6 @@
 //! Reads the kernel's counts into the model.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use agent_ebpf::failure::{Loss, bucket, row};
@@ -137,7 +138,7 @@ impl Failures {
         counts
     }
 
-    /// The most frequent arguments, and whether all of them make the failure benign.
+    /// The most frequent arguments, those that are not benign first; and whether all are benign.
     fn fill_arguments(
         &self,
         failure: &mut Failure,
@@ -145,38 +146,34 @@ impl Failures {
         sums: &Sums,
         libraries: &HashSet<&str>,
     ) {
-        let mut by_value: BTreeMap<&str, u64> = BTreeMap::new();
-        let mut reasons: BTreeMap<Option<&'static str>, u64> = BTreeMap::new();
-        let mut named = 0;
-        for (known, count) in own
-            .iter()
-            .filter_map(|(key, count)| Some((self.known.get(key)?, *count)))
-        {
-            *by_value.entry(&known.value).or_default() += count;
-            let facts = known.facts(|name| libraries.contains(name));
-            *reasons
-                .entry(benign::reason(&failure.syscall, &failure.errno, &facts))
-                .or_default() += count;
-            named += count;
+        let reason = |facts: &benign::Facts<'_>| benign::reason(&failure.syscall, &failure.errno, facts);
+        let mut by_value: BTreeMap<(&str, Option<&'static str>), u64> = BTreeMap::new();
+        for (key, count) in own {
+            if let Some(known) = self.known.get(key) {
+                let reason = reason(&known.facts(|name| libraries.contains(name)));
+                *by_value.entry((&known.value, reason)).or_default() += count;
+            }
         }
-        if named == 0 {
-            reasons.insert(
-                benign::reason(&failure.syscall, &failure.errno, &benign::Facts::default()),
-                sums.count,
-            );
-        }
-        if !reasons.contains_key(&None) {
-            let most = reasons.iter().max_by_key(|(_, count)| **count);
-            failure.benign = most.and_then(|(reason, _)| reason.map(str::to_owned));
-        }
+        let always = reason(&benign::Facts::default());
         let mut args: Vec<Counted> = by_value
             .into_iter()
-            .map(|(value, count)| Counted {
+            .map(|((value, reason), count)| Counted {
                 value: value.to_owned(),
                 count,
+                benign: reason.map(str::to_owned),
             })
             .collect();
-        args.sort_by_key(|arg| std::cmp::Reverse(arg.count));
+        args.sort_by_key(|arg| (arg.benign.is_some(), Reverse(arg.count)));
+        failure.benign_count = args
+            .iter()
+            .filter(|arg| arg.benign.is_some())
+            .map(|arg| arg.count)
+            .sum();
+        failure.benign = match args.iter().max_by_key(|arg| arg.count) {
+            _ if args.iter().any(|arg| arg.benign.is_none()) => None,
+            Some(most) => most.benign.clone(),
+            None => always.map(str::to_owned),
+        };
         args.truncate(SHOWN_ARGUMENTS);
         let shown: u64 = args.iter().map(|arg| arg.count).sum();
         let kept: u64 = own.iter().map(|(_, count)| count).sum();
@@ -240,6 +237,6 @@ fn counted_stacks(
             count,
         })
         .collect();
-    stacks.sort_by_key(|stack| std::cmp::Reverse(stack.count));
+    stacks.sort_by_key(|stack| Reverse(stack.count));
     stacks
 }
