@@ -53,7 +53,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     subjects.release()?;
     let mut view = View::new(failures, &spec, verbosity);
     let ended = watch(&mut session, &mut subjects, &mut signals, &spec, &mut view).await;
-    syscalls::detach(&mut session)?;
+    syscalls::detach(&mut session, &mut view.failures)?;
     session
         .finish(&mut |bytes, targets| view.failures.take(bytes, targets))
         .await;

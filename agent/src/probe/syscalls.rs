@@ -140,6 +140,7 @@ pub struct Failures {
     stacks: HashMap<u64, (usize, RawStack)>,
     /// Records of the ring buffer that could not be read.
     pub undecoded: u64,
+    skipped: u64,
     counted: HashMap<u64, u64>,
     counted_at: f64,
     started_ns: u64,
@@ -176,6 +177,7 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
         known: HashMap::new(),
         stacks: HashMap::new(),
         undecoded: 0,
+        skipped: 0,
         counted: HashMap::new(),
         counted_at: 0.0,
         started_ns: process::monotonic_ns(),
@@ -198,7 +200,8 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
 ///
 /// # Errors
 /// When the bytecode does not hold the programs.
-pub fn detach(session: &mut Attached) -> Result<(), Error> {
+pub fn detach(session: &mut Attached, failures: &mut Failures) -> Result<(), Error> {
+    failures.skipped = session.recursion_misses();
     for name in ["syscall_exit", "syscall_enter"] {
         let program: &mut aya::programs::RawTracePoint = program_mut(session.ebpf(), name)?;
         // Unloading drops the link; the entry hook is loaded only where calls are timed.

@@ -72,6 +72,7 @@ impl Failures {
             report.errors.push(failure);
         }
         self.counted_at = elapsed;
+        self.skipped = self.skipped.max(session.recursion_misses());
         report.losses = self.losses();
         let list = session.targets().list();
         report.processes = list.len();
@@ -197,6 +198,7 @@ impl Failures {
             .map(|(loss, sum)| (loss.name().to_owned(), sum))
             .collect();
         losses.insert("undecoded".to_owned(), self.undecoded);
+        losses.insert("programs_skipped".to_owned(), self.skipped);
         losses
     }
 }
