@@ -57,7 +57,7 @@ pub unsafe fn output<T>(data: *const T, size: u64, wake: Wake) -> bool {
 /// code not known yet is sent with a copy of the stack.
 #[inline(always)]
 pub fn sample(slot: u32, scratch: &mut Scratch, hash: u64) -> bool {
-    if is_pending(scratch) && deferred(slot, scratch) {
+    if is_pending(scratch) && may_defer() && deferred(slot, scratch) {
         return true;
     }
     // SAFETY: only whether there is a value is looked at.
@@ -94,13 +94,15 @@ pub fn is_pending(scratch: &Scratch) -> bool {
     end == End::TablePending as u32 || end == End::NoMapping as u32
 }
 
-/// Sends the scratch's stack with what is needed to finish its walk, as long as there is room for
-/// such samples.
+/// Whether there is room for one more sample that is finished later.
+#[inline(always)]
+pub fn may_defer() -> bool {
+    crate::counted(Counter::Deferred) < DEFERRED_BUDGET
+}
+
+/// Sends the scratch's stack with what is needed to finish its walk.
 #[inline(always)]
 pub fn deferred(slot: u32, scratch: &mut Scratch) -> bool {
-    if crate::counted(Counter::Deferred) >= DEFERRED_BUDGET {
-        return false;
-    }
     let Some(deferred) = DEFERRED.get_ptr_mut(slot) else {
         return false;
     };

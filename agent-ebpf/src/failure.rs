@@ -214,12 +214,8 @@ numbers! {
         Rows = "rows_full",
         /// An argument was not kept: the arguments map was full.
         Arguments = "arguments_full",
-        /// An argument's text did not fit in the ring buffer; it is sent with the next such failure.
-        ArgumentRing = "argument_ring_full",
         /// A stack was not kept: the stack counts were full.
         Stacks = "stacks_full",
-        /// A stack's frames did not fit in the ring buffer.
-        StackRing = "stack_ring_full",
         /// The working memory was in use.
         Busy = "scratch_busy",
         /// A failure without a time: the call began before the agent did, or the map was full.

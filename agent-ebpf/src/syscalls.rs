@@ -13,7 +13,7 @@ use aya_ebpf::programs::RawTracePointContext;
 
 use crate::maps::{
     ARGUMENTS, BUCKETS, CALL, CALLS, CallScratch, ROWS, SEEN, SHAPES, STACK_COUNTS, STARTS,
-    SYSCALL_COUNTERS, TARGETS, WANTED_ERRNOS, config,
+    SYSCALL_COUNTERS, Scratch, TARGETS, WANTED_ERRNOS, config,
 };
 use crate::process::read_u32;
 use crate::{arguments, emit, stack};
@@ -239,11 +239,8 @@ fn count_argument(row: u64, call: &mut CallScratch) -> bool {
     let entry = unsafe { &mut *entry };
     add_one(&raw mut entry.count);
     if entry.sent == 0 {
-        if arguments::send(call) {
-            entry.sent = 1;
-        } else {
-            lost(Loss::ArgumentRing);
-        }
+        // Where the ring buffer is full the next such failure tries again.
+        entry.sent = arguments::send(call) as u64;
     }
     true
 }
@@ -271,8 +268,9 @@ fn count_stack(row: u64, call: &CallScratch, tgid: u32, table: u32) -> bool {
         stack: hash,
     };
     // SAFETY: only whether there is a value is looked at.
-    if unsafe { SEEN.get(hash) }.is_none() && !send_stack(scratch, hash) {
-        lost(Loss::StackRing);
+    if unsafe { SEEN.get(hash) }.is_none() && send_stack(scratch) {
+        // Only now: where the ring buffer is full the next such failure tries again.
+        let _ = SEEN.insert(hash, 1, 0);
     }
     stack::release(scratch);
     let part = Part { row, part: hash };
@@ -295,11 +293,11 @@ fn count_stack(row: u64, call: &CallScratch, tgid: u32, table: u32) -> bool {
     }
 }
 
+/// Sends the frames, or what is needed to find them.
 #[inline(always)]
-fn send_stack(scratch: &mut crate::maps::Scratch, hash: u64) -> bool {
-    if emit::is_pending(scratch) && emit::deferred(slot::SYSCALLS, scratch) {
-        let _ = SEEN.insert(hash, 1, 0);
-        return true;
+fn send_stack(scratch: &mut Scratch) -> bool {
+    if emit::is_pending(scratch) && emit::may_defer() {
+        return emit::deferred(slot::SYSCALLS, scratch);
     }
     scratch.record.user_frames = scratch.depth as u16;
     let size = size_of::<StackRecord>() as u64 + 8 * scratch.frames_len as u64;
@@ -307,11 +305,7 @@ fn send_stack(scratch: &mut crate::maps::Scratch, hash: u64) -> bool {
         return false;
     }
     // SAFETY: the frames follow the record and hold more than MAX_BYTES.
-    let sent = unsafe { emit::output(&raw const scratch.record, size, emit::Wake::WhenFull) };
-    if sent {
-        let _ = SEEN.insert(hash, 1, 0);
-    }
-    sent
+    unsafe { emit::output(&raw const scratch.record, size, emit::Wake::WhenFull) }
 }
 
 /// Adds one to a count that all CPUs share.

@@ -207,7 +207,10 @@ mod tests {
             ..row("openat", 100, false)
         };
         mixed.hide_benign();
-        assert_eq!((mixed.count, mixed.other_args, mixed.args.len()), (10, 8, 1));
+        assert_eq!(
+            (mixed.count, mixed.other_args, mixed.args.len()),
+            (10, 8, 1)
+        );
         assert!((mixed.rate - 1.0).abs() < 1e-9);
     }
 

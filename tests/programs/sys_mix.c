@@ -33,7 +33,7 @@ OWN_FRAME static void fail_on_paths(int directory) {
     open("/nonexistent/absolute", O_RDONLY);
     open("relative/missing", O_RDONLY);
     openat(directory, "in-a-directory", O_RDONLY);
-    stat("/etc/hostname/not-a-directory", &status);
+    stat("/proc/version/not-a-directory", &status);
     mkdir("/tmp", 0700);
     unlink("/nonexistent/unlinked");
     rename("/nonexistent/from", "/nonexistent/to");

@@ -281,7 +281,7 @@ fn arguments_say_what_failed() {
     let whole = [
         ("openat", "ENOENT", "/nonexistent/absolute"),
         ("openat", "ENOENT", "/etc/in-a-directory"),
-        ("newfstatat", "ENOTDIR", "/etc/hostname/not-a-directory"),
+        ("newfstatat", "ENOTDIR", "/proc/version/not-a-directory"),
         ("mkdir", "EEXIST", "/tmp"),
         ("unlink", "ENOENT", "/nonexistent/unlinked"),
         ("rename", "ENOENT", "/nonexistent/from -> /nonexistent/to"),

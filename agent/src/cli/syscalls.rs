@@ -40,6 +40,8 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     };
     let needs = Needs {
         stacks: spec.stacks,
+        // Stacks of code not known yet come with their memory.
+        ring_bytes: if spec.stacks { 4 << 20 } else { 0 },
         globals: options.globals(&kernel)?,
         unused_maps: options.unused_maps(),
         ..Needs::default()

@@ -74,6 +74,20 @@ impl Failures {
         self.counted_at = elapsed;
         self.skipped = self.skipped.max(session.recursion_misses());
         report.losses = self.losses();
+        let missing = |parts: &Parts, known: &dyn Fn(&u64) -> bool| -> u64 {
+            let all = parts.values().flatten();
+            all.filter(|(key, _)| !known(key))
+                .map(|(_, count)| count)
+                .sum()
+        };
+        let texts = missing(&arguments, &|key| self.known.contains_key(key));
+        let frames = missing(&stack_counts, &|hash| self.stacks.contains_key(hash));
+        report
+            .losses
+            .insert("arguments_not_received".to_owned(), texts);
+        report
+            .losses
+            .insert("stacks_not_received".to_owned(), frames);
         let list = session.targets().list();
         report.processes = list.len();
         report.target = list.first().map(super::target_facts).unwrap_or_default();
@@ -147,7 +161,8 @@ impl Failures {
         sums: &Sums,
         libraries: &HashSet<&str>,
     ) {
-        let reason = |facts: &benign::Facts<'_>| benign::reason(&failure.syscall, &failure.errno, facts);
+        let reason =
+            |facts: &benign::Facts<'_>| benign::reason(&failure.syscall, &failure.errno, facts);
         let mut by_value: BTreeMap<(&str, Option<&'static str>), u64> = BTreeMap::new();
         for (key, count) in own {
             if let Some(known) = self.known.get(key) {
