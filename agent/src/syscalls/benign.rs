@@ -107,9 +107,12 @@ fn search(syscall: &str, facts: &Facts<'_>) -> Option<&'static str> {
     if path.is_empty() || !probes.contains(&syscall) {
         return None;
     }
-    if matches!(path, "/etc/ld.so.preload" | "/etc/ld.so.nohwcap")
-        || path.contains("/glibc-hwcaps/")
-    {
+    let loaders = matches!(
+        path,
+        "/etc/ld.so.preload" | "/etc/ld.so.nohwcap" | "/etc/ld.so.cache"
+    );
+    let variants = path.contains("/glibc-hwcaps") || path.contains("/lib/x86_64-linux-gnu/tls");
+    if loaders || variants {
         return Some("the dynamic loader looks for an optional file");
     }
     if path.ends_with("/nscd/socket") {
