@@ -22,6 +22,7 @@
 
 pub mod cli;
 pub mod elf;
+mod gopclntab;
 pub mod naming;
 pub mod output;
 pub mod preflight;

@@ -3,6 +3,7 @@
 // usage: goprog [SECONDS]
 //
 // build: go build -o {out} {src}
+// build(goprog-stripped): go build -ldflags "-s -w" -o {out} {src}
 package main
 
 import (

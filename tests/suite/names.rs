@@ -1,5 +1,6 @@
 //! Functions have their names, wherever the names are kept.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -190,6 +191,56 @@ fn rust_is_demangled_and_inlined() {
         "nothing inlined\n{}",
         profile.explain()
     );
+}
+
+#[test]
+fn stripped_go() {
+    let _alone = alone();
+    let profile = profile_of("goprog-stripped");
+    profile.assert_names(&["main.churn", "main.recurse", "main.grow"]);
+    let in_source = |frame: &&Frame| {
+        let file = frame.file.as_deref();
+        frame.function.as_deref() == Some("main.churn")
+            && file.is_some_and(|file| file.ends_with("goprog.go"))
+    };
+    let mut lines = profile
+        .frames
+        .iter()
+        .filter(in_source)
+        .map(|frame| frame.line);
+    let Some(text) = source("goprog.go") else {
+        return;
+    };
+    let line = marked(&text, "value*0x2545f491");
+    assert!(
+        lines.any(|found| found == Some(line)),
+        "{}",
+        profile.explain()
+    );
+}
+
+/// A program without names: the addresses within a function still count as one.
+#[test]
+fn unnamed_functions_are_told_apart() {
+    let _alone = alone();
+    let profile = profile_of("split-stripped");
+    let mut shares: BTreeMap<&str, u64> = BTreeMap::new();
+    for stack in &profile.stacks {
+        let leaf = profile
+            .frames_of(stack)
+            .rfind(|frame| frame.space == "user");
+        let start = leaf.and_then(|frame| frame.function_start.as_deref());
+        *shares.entry(start.unwrap_or("none")).or_default() += stack.count;
+    }
+    let mut shares: Vec<u64> = shares.into_values().collect();
+    shares.sort_unstable_by(|one, other| other.cmp(one));
+    let all = profile.samples() as f64;
+    for (share, wanted) in shares.iter().zip([0.5, 0.3, 0.2]) {
+        let share = *share as f64 / all;
+        let near = (share - wanted).abs() < 0.1;
+        assert!(near, "{share} is not {wanted}\n{}", profile.explain());
+    }
+    assert!(shares.len() >= 3, "{shares:?}");
 }
 
 #[test]

@@ -8,13 +8,19 @@ use clap_complete::Shell;
 use super::profile_args::ProfileArgs;
 use super::syscalls_args::SyscallsArgs;
 
-/// Sees where a running Linux process spends its time, without restarting it
+/// Shows where a running Linux process spends its time, without restarting it
 #[derive(Debug, Parser)]
 #[command(
     name = "agent",
     version,
     max_term_width = 100,
-    propagate_version = true
+    propagate_version = true,
+    after_help = "\
+Examples:
+  sudo agent profile --pid 4242         a flame graph of 30 s of a running process
+  sudo agent profile -- ./server -p 80  of a program, from its first instruction to its exit
+
+`agent COMMAND --help` has more. The agent needs root or the capabilities that it names."
 )]
 pub struct Args {
     /// What to do.
@@ -47,7 +53,7 @@ pub enum Command {
 /// How much to say on standard error.
 #[derive(Clone, Copy, Debug, Default, ClapArgs)]
 pub struct Verbosity {
-    /// Say more; twice for the diagnostics of the kernel programs
+    /// Say more: what was attached, and how long it took
     #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     pub verbose: u8,
     /// Say nothing but errors: no progress, no summary
@@ -67,7 +73,7 @@ pub struct TargetArgs {
     /// Process to look at, with all its threads; may be repeated
     #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
     pub pid: Vec<u32>,
-    /// Follow the processes that it starts from now on, too
+    /// Its child processes too: those that it has and those that it starts later
     #[arg(short, long)]
     pub children: bool,
     /// How long: 10s, 500ms, 2m; a bare number is seconds [default: 30s with --pid; with a

@@ -59,6 +59,9 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let clock = cpu::attach(&mut session, spec.frequency.get())?;
     let begin = Instant::now();
     let start_ms = begin.duration_since(entered).as_secs_f64() * 1e3;
+    if verbosity.verbose > 0 {
+        say_start(&session, clock, start_ms);
+    }
     subjects.release()?;
     let mut samples = Samples::default();
     let ended = sample(
@@ -76,14 +79,11 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         .finish(&mut |bytes, targets| samples.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
-    let mut profile = Profile::default();
-    profile.facts = Facts {
+    let facts = Facts {
         start_ms,
         ..facts(&session, &spec, clock, started, duration, ended)
     };
-    naming::name(&mut profile, &samples, session.targets());
-    profile.accounting = accounting(&session, &samples, &profile.facts);
-    profile.cost = cost(&session, &profile.accounting);
+    let profile = model(&session, &samples, facts, verbosity);
     let files = write(outputs, &profile)?;
     if !verbosity.quiet {
         say_summary(&profile, &files);
@@ -181,6 +181,39 @@ fn facts(
         targets: session.targets().list().iter().map(target).collect(),
         ended: ended.name().to_owned(),
     }
+}
+
+/// What `--verbose` tells when the clock has started, `start_ms` milliseconds after the call.
+fn say_start(session: &Attached, clock: Clock, start_ms: f64) {
+    eprintln!(
+        "{}: sampling by {} on {} CPUs, {start_ms:.0} ms after the call; \
+         processes: {}, mapped files: {}, BPF maps: {:.1} MB",
+        session.kernel().name,
+        clock.name(),
+        session.kernel().cpus.len(),
+        session.targets().list().len(),
+        session.targets().modules().len(),
+        session.map_bytes() as f64 / 1e6,
+    );
+}
+
+/// The samples with their names, the account of the ticks and the cost.
+fn model(session: &Attached, samples: &Samples, facts: Facts, verbosity: Verbosity) -> Profile {
+    let begin = Instant::now();
+    let mut profile = Profile::default();
+    profile.facts = facts;
+    naming::name(&mut profile, samples, session.targets());
+    if verbosity.verbose > 0 {
+        eprintln!(
+            "{} frames of {} stacks named in {:.0} ms",
+            profile.frames.len(),
+            profile.stacks.len(),
+            begin.elapsed().as_secs_f64() * 1e3,
+        );
+    }
+    profile.accounting = accounting(session, samples, &profile.facts);
+    profile.cost = cost(session, &profile.accounting);
+    profile
 }
 
 /// Where every tick went. Samples that reached us but could not be read are a loss like any other.

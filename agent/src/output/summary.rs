@@ -28,7 +28,8 @@ pub struct Options<'a> {
 /// A function among the hottest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hot {
-    /// Its name, safe to show; all functions without a name in one module are one.
+    /// Its name, safe to show; `[module+0x…]` where only its start is known. All the code of a
+    /// module of which not even that is known is one.
     pub name: String,
     /// Its module, safe to show.
     pub module: String,
@@ -86,6 +87,7 @@ fn key(frame: &Frame) -> (String, String) {
     };
     let name = match &frame.function {
         Some(function) => escape::plain(function).into_owned(),
+        None if frame.function_start.is_some() => text::frame_name(frame),
         None => "[unnamed]".to_owned(),
     };
     (name, module)
@@ -271,7 +273,7 @@ fn beyond_the_sum(profile: &Profile) -> Vec<String> {
         ));
     }
     for (cause, count) in accounting.notes.iter().filter(|(_, count)| **count > 0) {
-        parts.push(format!("{} {count}", text::words(cause)));
+        parts.push(format!("{} {count}", escape::plain(cause)));
     }
     if parts.is_empty() {
         return Vec::new();

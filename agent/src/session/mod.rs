@@ -135,7 +135,7 @@ impl Loaded {
             globals.words.push((name, kernel.offset(field)? + more));
         }
         globals.words.extend_from_slice(&needs.globals);
-        let mut loader = EbpfLoader::new();
+        let mut loader = process::without_opening_files(EbpfLoader::new);
         loader.btf(None);
         for (name, value) in &globals.words {
             loader.override_global(name, value, true);

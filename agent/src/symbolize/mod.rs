@@ -5,17 +5,19 @@
 //! headers claim is believed only as far as its size allows. A file that is broken costs names:
 //! its addresses come back with the reason, never as an error.
 //!
-//! - [`module()`]: an ELF file (its debug information, the separate debug file, MiniDebugInfo, `.symtab`,
-//!   `.dynsym`, stubs of the procedure linkage table)
+//! - [`module()`]: an ELF file (its debug information, the separate debug file, Go's function table,
+//!   MiniDebugInfo, `.symtab`, `.dynsym`, stubs of the procedure linkage table)
 //! - [`perf_map()`]: the file in which a JIT lists its code
 //! - [`kernel()`]: the text of `/proc/kallsyms`
 
+mod clock;
 pub mod debug_files;
 mod decompress;
 mod demangle;
 mod dwarf;
 mod elf;
 mod extent;
+mod go;
 mod kernel;
 mod perf_map;
 mod plt;
@@ -36,6 +38,7 @@ pub use elf::build_id;
 pub use kernel::kernel;
 pub use perf_map::{NotTrusted, check_perf_map_owner, perf_map};
 
+use clock::Clock;
 use dwarf::Site;
 use elf::Elf;
 use separate::Separate;
@@ -124,6 +127,7 @@ fn named(file: &File, debug: &dyn DebugFiles, addresses: &[u64]) -> Result<Named
         }));
         named.sites = described.unwrap_or(named.sites);
     }
+    add_go(file, addresses, &mut named.sites);
     let tables = add_symbols(&elf, &separate, addresses, &mut named.sites);
     if !tables && debug_info.is_none() && named.sites.iter().all(Vec::is_empty) {
         named.reason = Unnamed::NoSymbols;
@@ -145,6 +149,22 @@ fn add_starts(elf: &Elf<'_>, addresses: &[u64], named: &mut Named) {
     let starts = catch_unwind(AssertUnwindSafe(|| extent::starts(elf, &wanted)));
     for (at, start) in unnamed.iter().zip(starts.unwrap_or_default()) {
         named.starts[*at] = start;
+    }
+}
+
+/// Names what the debug information does not describe by the table of a Go program.
+fn add_go(file: &File, addresses: &[u64], sites: &mut [Vec<Site>]) {
+    if !sites.iter().any(Vec::is_empty) {
+        return;
+    }
+    let Some(table) = go::Table::open(file) else {
+        return;
+    };
+    let clock = Clock::start();
+    for (sites, &address) in sites.iter_mut().zip(addresses) {
+        if sites.is_empty() && !clock.is_over() {
+            *sites = table.sites(address).unwrap_or_default();
+        }
     }
 }
 

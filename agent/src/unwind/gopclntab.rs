@@ -1,6 +1,4 @@
 //! `.gopclntab`: the stack depth at each instruction of a Go program, which has no `.eh_frame`.
-//!
-//! Source: Go's `runtime/symtab.go` and `debug/gosym/pclntab.go`, versions 1.16 to 1.24.
 
 use std::ops::Range;
 
@@ -11,32 +9,17 @@ use super::layout::Layout;
 use super::rule::UNSUPPORTED;
 use super::{Code, Error, Piece, Source, uncovered};
 use crate::elf::{self, Headers, ReadAt, word, xword};
+use crate::gopclntab::{Header, Steps, locate};
 
-/// Names of the section: of a fixed program and of a position-independent one.
-const SECTIONS: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 /// `_func.flag`: the outermost function of a stack.
 const TOP_FRAME: u8 = 1;
 /// `_func.flag`: writes to rsp, so that the depth is not known behind the write.
 const SP_WRITE: u8 = 2;
 
-/// Where the fields of a version lie, in bytes.
-struct Format {
-    /// In the header: the first of the table offsets (names).
-    offsets: usize,
-    /// In an entry of the function table: size of a field.
-    field: usize,
-    /// In `_func`.
-    name: usize,
-    pcsp: usize,
-    flag: usize,
-}
-
 /// A parsed table.
 pub(super) struct Table {
     bytes: Vec<u8>,
-    format: Format,
-    /// The virtual address that entries of the function table count from.
-    text: u64,
+    header: Header,
     functions: usize,
     names: usize,
     pctab: usize,
@@ -46,55 +29,17 @@ pub(super) struct Table {
 impl Table {
     /// Reads the table of a Go program; `None` if it is none, or of an unknown version.
     pub(super) fn read<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<Self> {
-        let (bytes, vaddr) = locate(file, headers)?;
-        let format = match word(&bytes, 0) {
-            0xffff_fffa => Format {
-                offsets: 24,
-                field: 8,
-                name: 8,
-                pcsp: 20,
-                flag: 41,
-            },
-            0xffff_fff0 => Format {
-                offsets: 32,
-                field: 4,
-                name: 4,
-                pcsp: 16,
-                flag: 37,
-            },
-            0xffff_fff1 => Format {
-                offsets: 32,
-                field: 4,
-                name: 4,
-                pcsp: 16,
-                flag: 41,
-            },
-            _ => return None,
-        };
-        // Instructions of one byte, pointers of eight.
-        if bytes.get(6..8)? != [1, 8] {
-            return None;
-        }
-        let text = match (format.field, xword(&bytes, 24)) {
-            (4, 0) => relocated(file, headers, vaddr.saturating_add(24))?,
-            (4, text) => text,
-            _ => 0,
-        };
-        let at = |i: usize| usize::try_from(xword(&bytes, format.offsets + 8 * i)).ok();
-        let (functions, names, pctab, functab) = (
-            usize::try_from(xword(&bytes, 8)).ok()?,
-            at(0)?,
-            at(3)?,
-            at(4)?,
-        );
-        let entries = bytes.get(functab..)?.len() / (2 * format.field);
+        let location = locate(file, headers)?;
+        let header = Header::read(file, headers, location)?;
+        let bytes = elf::read_range(file, location.offset, location.size, ".gopclntab").ok()?;
+        let functab = usize::try_from(header.functab).ok()?;
+        let entries = bytes.get(functab..)?.len() / (2 * header.field());
         Some(Self {
-            text,
-            functions: functions.min(entries),
-            names,
-            pctab,
+            functions: usize::try_from(header.functions).ok()?.min(entries),
+            names: usize::try_from(header.names).ok()?,
+            pctab: usize::try_from(header.pctab).ok()?,
             functab,
-            format,
+            header,
             bytes,
         })
     }
@@ -118,12 +63,12 @@ impl Table {
 
     /// Field `i` of the function table as an address.
     fn entry(&self, i: usize) -> u64 {
-        self.text.saturating_add(self.field(i))
+        self.header.text.saturating_add(self.field(i))
     }
 
     fn field(&self, i: usize) -> u64 {
-        let at = self.functab.saturating_add(i * self.format.field);
-        if self.format.field == 8 {
+        let at = self.functab.saturating_add(i * self.header.field());
+        if self.header.field() == 8 {
             xword(&self.bytes, at)
         } else {
             word(&self.bytes, at).into()
@@ -135,14 +80,14 @@ impl Table {
             .functab
             .checked_add(usize::try_from(self.field(2 * i + 1)).ok()?)?;
         let function = self.bytes.get(function..)?;
-        let flag = *function.get(self.format.flag)?;
+        let flag = *function.get(self.header.function.flag)?;
         let name = self
             .names
-            .checked_add(word(function, self.format.name) as usize)?;
+            .checked_add(word(function, self.header.function.name) as usize)?;
         let name = self.bytes.get(name..)?;
         Some(match special(name.get(..name.len().min(64))?, flag) {
             Some(row) => Source::Row(row),
-            None => Source::Go(word(function, self.format.pcsp)),
+            None => Source::Go(word(function, self.header.function.pcsp)),
         })
     }
 
@@ -154,42 +99,21 @@ impl Table {
         base: u64,
         layout: &mut Layout,
     ) -> Result<(), Error> {
-        let mut bytes = self
+        let bytes = self
             .pctab
             .checked_add(pcsp as usize)
             .and_then(|at| self.bytes.get(at..))
             .unwrap_or_default();
-        let (mut pc, mut depth) = (range.start, -1i64);
-        while pc < range.end {
-            let (Some(change), Some(length)) = (varint(&mut bytes), varint(&mut bytes)) else {
-                break;
-            };
-            if change == 0 && pc != range.start {
+        let mut pc = range.start;
+        for (depth, length) in Steps::new(bytes) {
+            if pc >= range.end {
                 break;
             }
-            depth = depth.wrapping_add((change >> 1) as i64 ^ -((change & 1) as i64));
             layout.push(relative(pc, base), depth_row(depth))?;
             pc = pc.saturating_add(length.max(1));
         }
         Ok(())
     }
-}
-
-/// The bytes of the table and their virtual address.
-fn locate<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<(Vec<u8>, u64)> {
-    if let Some(section) = SECTIONS.iter().find_map(|name| headers.section(name)) {
-        let bytes = elf::read_range(file, section.offset, section.size, ".gopclntab").ok()?;
-        return Some((bytes, section.vaddr));
-    }
-    // The system linker puts that of a position-independent program among other constants.
-    headers.section(".go.buildinfo")?;
-    let section = headers.section(".data.rel.ro")?;
-    let mut bytes = elf::read_range(file, section.offset, section.size, ".data.rel.ro").ok()?;
-    const BEHIND_VERSION: [u8; 7] = [0xff, 0xff, 0xff, 0, 0, 1, 8];
-    let at = 8 * bytes
-        .chunks_exact(8)
-        .position(|start| start.ends_with(&BEHIND_VERSION))?;
-    Some((bytes.split_off(at), section.vaddr.saturating_add(at as u64)))
 }
 
 const SIGNAL: u32 = row(0, kind::SIGNAL, 0, 0);
@@ -222,29 +146,4 @@ fn depth_row(depth: i64) -> u32 {
         }
         _ => UNSUPPORTED,
     }
-}
-
-/// An unsigned LEB128 number of at most 32 bits.
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..35).step_by(7) {
-        let (&byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-/// The virtual address that the dynamic loader stores at `address` (`R_X86_64_RELATIVE`).
-fn relocated<F: ReadAt + ?Sized>(file: &F, headers: &Headers, address: u64) -> Option<u64> {
-    const RELATIVE: u64 = 8;
-    let section = headers.section(".rela.dyn")?;
-    let bytes = elf::read_range(file, section.offset, section.size, ".rela.dyn").ok()?;
-    let found = bytes
-        .chunks_exact(24)
-        .find(|rela| xword(rela, 0) == address && xword(rela, 8) == RELATIVE)?;
-    Some(xword(found, 16))
 }

@@ -57,6 +57,7 @@ pub(crate) struct Frame {
     pub(crate) line: Option<u32>,
     pub(crate) inlined: bool,
     pub(crate) address: Option<String>,
+    pub(crate) function_start: Option<String>,
     pub(crate) unnamed: Option<String>,
 }
 

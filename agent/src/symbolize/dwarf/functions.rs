@@ -2,8 +2,8 @@
 
 use gimli::{Abbreviation, AttributeValue, EntriesRaw, Result, UnitOffset};
 
+use super::super::clock::Clock;
 use super::super::reader::Pages;
-use super::clock::Clock;
 use super::units::{MAX_RANGES, indices};
 use super::{Dwarf, Unit};
 

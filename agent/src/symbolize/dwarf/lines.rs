@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use gimli::{AttributeValue, LineRow, Result};
 
+use super::super::clock::Clock;
 use super::super::demangle::MAX_NAME;
 use super::super::reader::Pages;
-use super::clock::Clock;
 use super::units::indices;
 use super::{Dwarf, Unit};
 

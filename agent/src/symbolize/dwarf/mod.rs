@@ -4,7 +4,6 @@
 //! first entry to its last without recursion, and kept no longer than that. A unit that is
 //! broken costs its own names.
 
-mod clock;
 mod functions;
 mod lines;
 mod names;
@@ -15,9 +14,9 @@ use std::collections::HashMap;
 
 use gimli::SectionId;
 
+use super::clock::Clock;
 use super::elf::Elf;
 use super::reader::{Contents, Pages};
-use clock::Clock;
 use functions::Found;
 use lines::Lines;
 use names::{Name, Names};

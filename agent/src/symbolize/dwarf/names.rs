@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use gimli::{AttributeValue, DebugInfoOffset, DwTag, UnitOffset};
 
+use super::super::clock::Clock;
 use super::super::demangle::{self, MAX_NAME};
 use super::super::reader::Pages;
-use super::clock::Clock;
 use super::scopes::Scopes;
 use super::units::Units;
 use super::{Dwarf, Unit};

@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use gimli::{Result, UnitOffset};
 
+use super::super::clock::Clock;
 use super::Unit;
-use super::clock::Clock;
 use super::functions::sibling;
 
 /// Deepest nesting that is searched.

@@ -10,8 +10,8 @@ use gimli::{
     UnitHeader,
 };
 
+use super::super::clock::Clock;
 use super::super::reader::Pages;
-use super::clock::Clock;
 use super::{Dwarf, Unit};
 
 /// More units than any real program has.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// What one file's debug information may cost. Gigabytes take a second or two; only a file made
+/// What one file's debug information, or its table of Go functions, may cost. Gigabytes take a second or two; only a file made
 /// to waste time takes more, and then the symbol table names the rest.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Steps between two looks at the time.
