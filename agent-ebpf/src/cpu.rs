@@ -45,7 +45,7 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
         kind: record::STACK,
         tgid,
         tid: process::visible_thread(),
-        reserved: 0,
+        finished: 0,
         stack: 0,
     };
     let sent = send(scratch);

@@ -20,7 +20,7 @@ const BPF_RB_FORCE_WAKEUP: u64 = 2;
 const BPF_RB_AVAIL_DATA: u64 = 0;
 
 /// Largest record: the header and all the frames there can be.
-const MAX_BYTES: u64 =
+pub const MAX_BYTES: u64 =
     (size_of::<StackRecord>() + 8 * (MAX_KERNEL_FRAMES + MAX_USER_FRAMES)) as u64;
 
 /// Whether userspace should look at the ring.
@@ -64,12 +64,7 @@ pub fn wake_flags() -> u64 {
 /// code not known yet is sent with a copy of the stack.
 #[inline(always)]
 pub fn sample(slot: u32, scratch: &mut Scratch, hash: u64) -> bool {
-    let end = scratch.record.end;
-    if (end == End::TablePending as u32 || end == End::NoMapping as u32)
-        && crate::counted(Counter::Deferred) < DEFERRED_BUDGET
-        && deferred(slot, scratch)
-    {
-        count(Counter::Deferred, 1);
+    if is_pending(scratch) && may_defer() && deferred(slot, scratch) {
         return true;
     }
     // SAFETY: only whether there is a value is looked at.
@@ -99,9 +94,22 @@ pub fn sample(slot: u32, scratch: &mut Scratch, hash: u64) -> bool {
     sent
 }
 
+/// Whether the walk came to code not known yet.
+#[inline(always)]
+pub fn is_pending(scratch: &Scratch) -> bool {
+    let end = scratch.record.end;
+    end == End::TablePending as u32 || end == End::NoMapping as u32
+}
+
+/// Whether there is room for one more sample that is finished later.
+#[inline(always)]
+pub fn may_defer() -> bool {
+    crate::counted(Counter::Deferred) < DEFERRED_BUDGET
+}
+
 /// Sends the scratch's stack with what is needed to finish its walk.
 #[inline(always)]
-fn deferred(slot: u32, scratch: &mut Scratch) -> bool {
+pub fn deferred(slot: u32, scratch: &mut Scratch) -> bool {
     let Some(deferred) = DEFERRED.get_ptr_mut(slot) else {
         return false;
     };
@@ -133,7 +141,11 @@ fn deferred(slot: u32, scratch: &mut Scratch) -> bool {
     deferred.record.stack_bytes = bytes;
     let size = size_of::<DeferredRecord>() as u64 + (bytes as u64 & STACK_MASK);
     // SAFETY: the stack follows the record, and its size is below its room.
-    unsafe { output(&raw const *deferred, size, Wake::Now) }
+    let sent = unsafe { output(&raw const *deferred, size, Wake::Now) };
+    if sent {
+        count(Counter::Deferred, 1);
+    }
+    sent
 }
 
 /// Bytes of a page, the granularity of what can be read.

@@ -83,6 +83,8 @@ macro_rules! numbers {
     };
 }
 
+pub mod failure;
+
 numbers! {
     /// Why a user stack ended where it did.
     End {
@@ -203,10 +205,12 @@ pub mod record {
     pub const TCP: u32 = 6;
     /// [`crate::DeferredRecord`] followed by the bytes of the stack.
     pub const DEFERRED: u32 = 8;
-    /// A failing system call; see `syscalls`.
+    /// [`crate::failure::CallRecord`]: an argument of a failing system call, for the first time.
     pub const SYSCALL: u32 = 7;
     /// [`crate::exchange::Batch`].
-    pub const TCP_REQUESTS: u32 = 8;
+    pub const TCP_REQUESTS: u32 = 10;
+    /// [`crate::StackRecord`] followed by its frames: the stack of a failing system call.
+    pub const SYSCALL_STACK: u32 = 9;
 }
 
 /// A sample whose stack was sent before.
@@ -219,8 +223,8 @@ pub struct SampleRecord {
     pub tgid: u32,
     /// Thread id as the agent's PID namespace shows it; 0 where it does not.
     pub tid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The kind that a deferred sample has once it is finished: [`record::SYSCALL_STACK`], or 0.
+    pub finished: u32,
     /// Hash of the stack.
     pub stack: u64,
 }

@@ -3,6 +3,8 @@
 #![allow(unreachable_pub, reason = "a program of modules, no library")]
 
 #[cfg(target_arch = "bpf")]
+mod arguments;
+#[cfg(target_arch = "bpf")]
 mod cpu;
 #[cfg(target_arch = "bpf")]
 mod emit;
@@ -14,6 +16,7 @@ mod process;
 mod sock;
 #[cfg(target_arch = "bpf")]
 mod stack;
+mod syscalls;
 #[cfg(target_arch = "bpf")]
 mod tcp;
 

@@ -1,12 +1,15 @@
 //! Every map and every global that userspace sets, once.
 
 use agent_ebpf::connection::{Connection, MAX_CONNECTIONS, MAX_LISTENERS, Report};
+use agent_ebpf::failure::{self, Argument, CallRecord, Loss, Part, Row};
 use agent_ebpf::unwind::{Block, Mapping, Registers, register};
 use agent_ebpf::{
     Counter, DEFERRED_STACK_BYTES, DeferredRecord, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS,
     RING_BYTES, StackRecord, Target, slot,
 };
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
+};
 use aya_ebpf::macros::btf_map;
 
 /// `BPF_F_INNER_MAP`: an inner array may have another length than the model (linux/bpf.h, 5.10).
@@ -61,6 +64,80 @@ pub static BLANK: Array<Connection, 1> = Array::new();
 /// Where the iterator writes a connection's report together.
 #[btf_map]
 pub static REPORT: PerCpuArray<Report, 1> = PerCpuArray::new();
+/// Failing calls by [`failure::row`].
+#[btf_map]
+pub static ROWS: PerCpuHashMap<u64, Row, { failure::MAX_ROWS as usize }> = PerCpuHashMap::new();
+
+/// Failing calls by row and argument.
+#[btf_map]
+pub static ARGUMENTS: HashMap<u64, Argument, { failure::MAX_ARGUMENTS as usize }> = HashMap::new();
+
+/// Failing calls by row and stack.
+#[btf_map]
+pub static STACK_COUNTS: HashMap<Part, u64, { failure::MAX_STACKS as usize }> = HashMap::new();
+
+/// Failing calls by row and [`failure::bucket`] of time.
+#[btf_map]
+pub static BUCKETS: HashMap<Part, u64, { failure::MAX_BUCKETS as usize }> = HashMap::new();
+
+/// When each thread's call began; 0 between calls. A thread that is killed leaves its entry, so
+/// the oldest make room.
+#[btf_map]
+pub static STARTS: LruHashMap<u32, u64, { failure::MAX_CALLS as usize }> = LruHashMap::new();
+
+/// Calls of each system call, failing or not; only while calls are timed.
+#[btf_map]
+pub static CALLS: PerCpuArray<u64, { failure::MAX_NUMBERS as usize }> = PerCpuArray::new();
+
+/// The [`failure::shape`] of each system call.
+#[btf_map]
+pub static SHAPES: Array<u32, { failure::MAX_NUMBERS as usize }> = Array::new();
+
+/// 1 for each errno that is wanted, where not all are.
+#[btf_map]
+pub static WANTED_ERRNOS: Array<u32, { failure::MAX_ERRNOS as usize }> = Array::new();
+
+/// One `u64` for each [`Loss`].
+#[btf_map]
+pub static SYSCALL_COUNTERS: PerCpuArray<[u64; Loss::ALL.len()], 1> = PerCpuArray::new();
+
+/// Working memory for the arguments of a failing call.
+#[btf_map]
+pub static CALL: PerCpuArray<CallScratch, 1> = PerCpuArray::new();
+
+/// Longest name of a component with its final zero (`NAME_MAX`, linux/limits.h).
+pub const NAME_BYTES: usize = 256;
+
+/// A walk from a file to the root directory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Walk {
+    /// `struct dentry` of the component.
+    pub dentry: u64,
+    /// The mount it is on: `struct vfsmount`.
+    pub mount: u64,
+    /// The process's root directory.
+    pub root_dentry: u64,
+    /// The mount of that.
+    pub root_mount: u64,
+}
+
+/// See [`CALL`].
+#[repr(C)]
+pub struct CallScratch {
+    /// The registers at the exit of the call.
+    pub regs: aya_ebpf::bindings::pt_regs,
+    /// Where the walk along the components of a path is.
+    pub walk: Walk,
+    /// Bytes of the text so far.
+    pub at: u64,
+    /// All zero: counts of a row that begins.
+    pub blank: Row,
+    /// The record, contiguous with its text.
+    pub record: CallRecord,
+    /// The text, and room for what a mask lets the verifier think of.
+    pub text: [u8; 4 * failure::PATH_BYTES + NAME_BYTES],
+}
 
 /// Places for frames: kernel and user frames together, a power of two for the mask.
 pub const FRAMES: usize = 2048;
@@ -201,6 +278,56 @@ pub mod config {
         SOCKET_FILE, socket_file: u32;
         /// `socket.sk`.
         SOCKET_SK, socket_sk: u32;
+        /// 1 where failing calls are counted with their stacks.
+        SYSCALL_STACKS, syscall_stacks: u32;
+        /// 1 where calls are timed.
+        SYSCALL_TIMES, syscall_times: u32;
+        /// 1 where [`super::WANTED_ERRNOS`] says which errors count.
+        SYSCALL_ERRNOS, syscall_errnos: u32;
+        /// The [`failure::shape`] of system calls that [`super::SHAPES`] has no place for.
+        SYSCALL_OTHERS, syscall_others: u32;
+        /// `task_struct.thread_info` and `thread_info.status`, together.
+        TASK_STATUS, task_status: u32;
+        /// `task_struct.files`.
+        TASK_FILES, task_files: u32;
+        /// `task_struct.fs`.
+        TASK_FS, task_fs: u32;
+        /// `fs_struct.pwd`.
+        FS_PWD, fs_pwd: u32;
+        /// `fs_struct.root`.
+        FS_ROOT, fs_root: u32;
+        /// `path.mnt`.
+        PATH_MNT, path_mnt: u32;
+        /// `path.dentry`.
+        PATH_DENTRY, path_dentry: u32;
+        /// `dentry.d_parent`.
+        DENTRY_PARENT, dentry_parent: u32;
+        /// `dentry.d_name` and `qstr.name`, together.
+        DENTRY_NAME, dentry_name: u32;
+        /// `vfsmount.mnt_root`.
+        MNT_ROOT, mnt_root: u32;
+        /// `mount.mnt`.
+        MOUNT_MNT, mount_mnt: u32;
+        /// `mount.mnt_parent`.
+        MOUNT_PARENT, mount_parent: u32;
+        /// `mount.mnt_mountpoint`.
+        MOUNT_POINT, mount_point: u32;
+        /// `file.f_path`.
+        FILE_PATH, file_path: u32;
+        /// `files_struct.fdt`.
+        FILES_FDT, files_fdt: u32;
+        /// `fdtable.max_fds`.
+        FDT_MAX, fdt_max: u32;
+        /// `fdtable.fd`.
+        FDT_FD, fdt_fd: u32;
+        /// `file.f_inode`.
+        FILE_INODE, file_inode: u32;
+        /// `file.f_flags`.
+        FILE_FLAGS, file_flags: u32;
+        /// `inode.i_ino`.
+        INODE_NUMBER, inode_number: u32;
+        /// `inode.i_mode`.
+        INODE_MODE, inode_mode: u32;
         /// Seed of the stack hash.
         HASH_SEED, hash_seed: u64;
     }

@@ -84,13 +84,14 @@ fn send(kind: u32, tgid: u32, parent: u32, visible: u32) {
 
 /// The 32-bit field at `offset` of a kernel structure; 0 where it cannot be read.
 #[inline(always)]
-fn read_u32(base: u64, offset: u32) -> u32 {
+pub fn read_u32(base: u64, offset: u32) -> u32 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const u32) }.unwrap_or(0)
 }
 
+/// The 64-bit field at `offset` of a kernel structure; 0 where it cannot be read.
 #[inline(always)]
-fn read_u64(base: u64, offset: u32) -> u64 {
+pub fn read_u64(base: u64, offset: u32) -> u64 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const u64) }.unwrap_or(0)
 }

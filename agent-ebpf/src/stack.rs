@@ -175,8 +175,9 @@ pub fn registers_of_task(scratch: &mut Scratch) {
     }
 }
 
+/// One step of a running hash.
 #[inline(always)]
-fn mix(hash: u64, value: u64) -> u64 {
+pub fn mix(hash: u64, value: u64) -> u64 {
     let hash = (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     hash ^ hash >> 29
 }

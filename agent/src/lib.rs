@@ -31,5 +31,6 @@ pub mod process;
 pub mod profile;
 pub mod session;
 pub mod symbolize;
+pub mod syscalls;
 pub mod tcp;
 pub mod unwind;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use agent::cli::args::{Args, Command};
 use agent::cli::destination::{Destination, Target};
-use agent::cli::{Exit, generate, profile, tcp};
+use agent::cli::{Exit, generate, profile, syscalls, tcp};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -30,6 +30,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Tcp(tcp_args) => {
             let spec = tcp_args.resolve()?;
             runtime()?.block_on(tcp::run(spec, args.verbosity))
+        }
+        Command::Syscalls(syscalls_args) => {
+            let spec = syscalls_args.resolve()?;
+            runtime()?.block_on(syscalls::run(spec, args.verbosity))
         }
         Command::Completions { shell } => print(&generate::completions(shell)),
         Command::Man { subcommand } => print(&generate::man(subcommand.as_deref())?),

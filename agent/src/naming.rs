@@ -40,20 +40,17 @@ pub fn name(profile: &mut Profile, samples: &Samples, targets: &Targets) {
         .map(|(key, &count)| (key, count))
         .collect();
     keys.sort_unstable();
-    let mut addresses = Addresses::new();
-    for (key, _) in &keys {
-        if let Some(stack) = samples.stacks.get(&key.stack) {
-            for (place, address) in places(key.process, stack) {
-                addresses.entry(place).or_default().insert(address);
-            }
-        }
-    }
-    let names = name_addresses(profile, &addresses, targets);
+    let stacks: Vec<(usize, &RawStack)> = keys
+        .iter()
+        .filter_map(|(key, _)| Some((key.process, samples.stacks.get(&key.stack)?)))
+        .collect();
+    let mut frames = frames(profile, &stacks, targets).into_iter();
     for (key, count) in keys {
-        let (Some(stack), Some(tracked)) = (
-            samples.stacks.get(&key.stack),
-            targets.list().get(key.process),
-        ) else {
+        let Some(stack) = samples.stacks.get(&key.stack) else {
+            continue;
+        };
+        let frames = frames.next().unwrap_or_default();
+        let Some(tracked) = targets.list().get(key.process) else {
             continue;
         };
         profile.stacks.push(Stack {
@@ -61,14 +58,35 @@ pub fn name(profile: &mut Profile, samples: &Samples, targets: &Targets) {
             tid: key.tid,
             comm: text(samples, key.comm),
             thread: text(samples, key.thread),
-            frames: places(key.process, stack)
-                .filter_map(|place| names.get(&place))
-                .flat_map(|functions| functions.iter().rev().copied())
-                .collect(),
+            frames,
             end: stack.end,
             count,
         });
     }
+}
+
+/// The frames of stacks, root first, each stack with the place of its process among the targets.
+pub fn frames(
+    profile: &mut Profile,
+    stacks: &[(usize, &RawStack)],
+    targets: &Targets,
+) -> Vec<Vec<FrameId>> {
+    let mut addresses = Addresses::new();
+    for (process, stack) in stacks {
+        for (place, address) in places(*process, stack) {
+            addresses.entry(place).or_default().insert(address);
+        }
+    }
+    let names = name_addresses(profile, &addresses, targets);
+    stacks
+        .iter()
+        .map(|(process, stack)| {
+            places(*process, stack)
+                .filter_map(|place| names.get(&place))
+                .flat_map(|functions| functions.iter().rev().copied())
+                .collect()
+        })
+        .collect()
 }
 
 fn text(samples: &Samples, id: u32) -> String {

@@ -1,6 +1,9 @@
 //! A read-only view of a process through `/proc` (proc(5)): what it is, what it has mapped, and
 //! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
 
+pub mod descriptor;
+pub mod library;
+
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -221,6 +224,15 @@ impl Process {
         fs::read_link(proc_path(self.pid, "exe")).ok()
     }
 
+    /// Whether its program is a 32-bit one (`EI_CLASS` of its ELF header); false where that cannot be
+    /// read.
+    pub fn is_32_bit(&self) -> bool {
+        let mut head = [0; 5];
+        let read = File::open(proc_path(self.pid, "exe"))
+            .and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+        read.is_ok() && head == *b"\x7fELF\x01"
+    }
+
     /// Owner of the process: the uid its `/proc` directory shows.
     pub fn uid(&self) -> u32 {
         self.uid
@@ -418,6 +430,17 @@ fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
             line.split_whitespace().nth(1)?.parse::<u64>().ok()
         })
         .sum()
+}
+
+/// Now, in nanoseconds of the monotonic clock, which is also that of the kernel programs.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure is ours; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Bytes of memory of the BPF maps that this process holds open.

@@ -47,6 +47,24 @@ static inline void say(const char *word) {
 
 static inline void ready(void) { say("ready\n"); }
 
+static volatile sig_atomic_t told;
+
+static void on_word(int signal) {
+    (void)signal;
+    told = 1;
+}
+
+/* Spins until SIGUSR1 comes: a call that waits would be interrupted, which is a failed call. */
+static inline void spin_until_told(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_word;
+    sigaction(SIGUSR1, &action, NULL);
+    ready();
+    while (!told)
+        __asm__ volatile("pause");
+}
+
 /* Argument `index` as a number, or `otherwise`. */
 static inline long number(int argc, char **argv, int index, long otherwise) {
     return argc > index ? atol(argv[index]) : otherwise;

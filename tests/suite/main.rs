@@ -21,4 +21,5 @@ mod namespaces;
 mod outputs;
 mod peers;
 mod split;
+mod syscalls;
 mod tcp;

@@ -6,6 +6,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::profile_args::ProfileArgs;
+use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
 
 /// Shows where a running Linux process spends its time, without restarting it
@@ -38,6 +39,8 @@ pub enum Command {
     Profile(ProfileArgs),
     /// Show how long each TCP connection of a process takes to answer, for any protocol
     Tcp(TcpArgs),
+    /// Count which system calls of a process fail, with what, on which argument
+    Syscalls(SyscallsArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell

@@ -1,10 +1,12 @@
 //! Starts the program of `-- COMMAND`, held before its first instruction until it is watched.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -59,8 +61,8 @@ impl Held {
             });
         let shown = program.to_string_lossy().into_owned();
         let (tell_fd, wait_fd, go_fd) = (tell.as_raw_fd(), wait.as_raw_fd(), go.as_raw_fd());
-        let mut child = Command::new(program);
-        child.args(arguments);
+        let mut child = Command::new(find(&program));
+        child.arg0(program).args(arguments);
         // SAFETY: between fork and exec only async-signal-safe calls are made, on descriptors that
         // stay open in the parent until `spawn` has returned.
         unsafe { child.pre_exec(move || hold(tell_fd, wait_fd, go_fd)) };
@@ -144,6 +146,23 @@ pub fn shell_code(status: ExitStatus) -> u8 {
         (None, Some(signal)) => 128u8.wrapping_add(signal as u8),
         (None, None) => 1,
     }
+}
+
+/// The program's file, searched for as execvp(3) does: the tries of a search in the new process
+/// would count as its failures.
+fn find(program: &OsStr) -> PathBuf {
+    let runnable = |path: &PathBuf| {
+        path.metadata()
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    if program.as_encoded_bytes().contains(&b'/') {
+        return program.into();
+    }
+    let directories = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&directories)
+        .map(|directory| directory.join(program))
+        .find(runnable)
+        .unwrap_or_else(|| program.into())
 }
 
 /// In the new process: tells its id and waits for one byte.

@@ -12,6 +12,8 @@ pub mod profile;
 pub mod profile_args;
 pub mod run;
 pub mod spec;
+pub mod syscalls;
+pub mod syscalls_args;
 pub mod tcp;
 pub mod tcp_args;
 pub mod terminal;

@@ -17,12 +17,10 @@ use crate::naming;
 use crate::output::{self, Format, summary};
 use crate::preflight::{self, Kernel};
 use crate::probe::cpu::{self, Clock, Samples};
+use crate::probe::{syscalls, tcp};
 use crate::process;
 use crate::profile::{Accounting, Cost, Facts, Profile, TargetFacts};
 use crate::session::{Attached, Loaded, Needs};
-
-/// Maps that only other commands use.
-const UNUSED_MAPS: &[&str] = &["CONNECTIONS", "LISTENERS", "REPORT"];
 
 /// Samples, names, writes the outputs and the summary; returns the exit code.
 ///
@@ -43,7 +41,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         kernel,
         &Needs {
             stacks: true,
-            unused_maps: UNUSED_MAPS,
+            unused_maps: vec![tcp::MAPS, syscalls::MAPS],
             ..Needs::default()
         },
     )?;

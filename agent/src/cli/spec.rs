@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::args::TargetArgs;
 use super::destination::Target;
 use crate::output::{Format, UnknownFormat, escape};
+use crate::syscalls::name::NameError;
 
 /// Why a command line has no meaning. The exit code is 2.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -62,6 +63,17 @@ pub enum SpecError {
     /// Two outputs of one name.
     #[error("-o {0} is given twice: each output needs a name of its own")]
     DuplicateOutput(String),
+    /// A name of an error or a system call that there is not.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A `--format` of reports that there is not.
+    #[error("--format {0}: unknown; the known ones are table, json, csv")]
+    Stream(String),
+    /// A file of reports whose format is unknown.
+    #[error(
+        "-o {0}: the extension tells the format; the known ones are .svg, .folded, .json, .csv, .txt"
+    )]
+    File(String),
 }
 
 /// The longest run.

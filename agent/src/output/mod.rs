@@ -8,6 +8,7 @@ mod folded;
 mod json;
 pub mod summary;
 mod svg;
+pub mod syscalls;
 pub mod table;
 pub mod tcp;
 pub mod text;

@@ -99,6 +99,26 @@ pub struct RawStack {
     pub end: End,
 }
 
+impl RawStack {
+    /// Reads a [`StackRecord`] with its frames.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let short = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let head = size_of::<SampleRecord>();
+        let end = u32::from_ne_bytes(bytes.get(head..head + 4)?.try_into().ok()?);
+        let kernel = usize::from(short(head + 4)?);
+        let user = usize::from(short(head + 6)?);
+        let (frames, rest) = bytes.get(size_of::<StackRecord>()..)?.as_chunks::<8>();
+        let mut frames = frames.iter().map(|&frame| u64::from_ne_bytes(frame));
+        let stack = RawStack {
+            kernel: frames.by_ref().take(kernel).collect(),
+            user: frames.by_ref().take(user).collect(),
+            end: End::from_number(end)?,
+        };
+        (stack.kernel.len() == kernel && stack.user.len() == user && rest.is_empty())
+            .then_some(stack)
+    }
+}
+
 /// Whose samples are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -148,7 +168,7 @@ impl Samples {
         let stack = u64::from_ne_bytes(bytes.get(16..size_of::<SampleRecord>())?.try_into().ok()?);
         match kind {
             record::STACK => {
-                let raw = raw_stack(bytes)?;
+                let raw = RawStack::decode(bytes)?;
                 self.stacks.insert(stack, raw);
             }
             record::SAMPLE if self.stacks.contains_key(&stack) => {}
@@ -181,20 +201,4 @@ impl Samples {
         self.name_ids.insert(name.to_owned(), id);
         id
     }
-}
-
-fn raw_stack(bytes: &[u8]) -> Option<RawStack> {
-    let short = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    let head = size_of::<SampleRecord>();
-    let end = u32::from_ne_bytes(bytes.get(head..head + 4)?.try_into().ok()?);
-    let kernel = usize::from(short(head + 4)?);
-    let user = usize::from(short(head + 6)?);
-    let (frames, rest) = bytes.get(size_of::<StackRecord>()..)?.as_chunks::<8>();
-    let mut frames = frames.iter().map(|&frame| u64::from_ne_bytes(frame));
-    let stack = RawStack {
-        kernel: frames.by_ref().take(kernel).collect(),
-        user: frames.by_ref().take(user).collect(),
-        end: End::from_number(end)?,
-    };
-    (stack.kernel.len() == kernel && stack.user.len() == user && rest.is_empty()).then_some(stack)
 }

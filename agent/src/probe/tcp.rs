@@ -10,6 +10,7 @@ use aya::Btf;
 use aya::maps::{HashMap as BpfMap, MapData};
 use aya::programs::{FEntry, FExit, Iter, ProgramError, RawTracePoint};
 
+use crate::probe::syscalls;
 use crate::session::target::Targets;
 use crate::session::{Attached, Error, Needs, attach_raw_tracepoint, program_mut, take};
 use crate::tcp::{Connections, Owner};
@@ -48,8 +49,8 @@ const OFFSETS: &[(&str, &str, u32)] = &[
     ("SOCKET_SK", "socket.sk", 0),
 ];
 
-/// Maps that only other probes use.
-const UNUSED_MAPS: &[&str] = &["SCRATCH", "SEEN"];
+/// The maps that only this probe uses, for commands that do without it.
+pub const MAPS: &[&str] = &["CONNECTIONS", "LISTENERS", "REPORT"];
 /// At 200,000 requests a second it holds a second and a half.
 const RING_BYTES: u32 = 1 << 22;
 
@@ -57,9 +58,10 @@ const RING_BYTES: u32 = 1 << 22;
 pub fn needs() -> Needs {
     Needs {
         stacks: false,
-        unused_maps: UNUSED_MAPS,
+        unused_maps: vec![&["SCRATCH", "SEEN"], syscalls::MAPS],
         ring_bytes: RING_BYTES,
         offsets: OFFSETS,
+        ..Needs::default()
     }
 }
 

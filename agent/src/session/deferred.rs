@@ -27,6 +27,8 @@ pub struct Deferred {
     /// The process.
     pub tgid: u32,
     tid: u32,
+    finished: u32,
+    hash: u64,
     kernel: Vec<u64>,
     user: Vec<u64>,
     end: End,
@@ -77,6 +79,8 @@ impl Deferred {
         Some(Self {
             tgid: u32_at(bytes, 4)?,
             tid: u32_at(bytes, 8)?,
+            finished: u32_at(bytes, 12)?,
+            hash: u64_at(bytes, 16)?,
             kernel: words(frames_at, kernel)?,
             user: words(frames_at + 8 * kernel, user)?,
             end: End::from_number(u32_at(bytes, size_of::<SampleRecord>())?)?,
@@ -161,15 +165,20 @@ impl Deferred {
         Ok(())
     }
 
-    /// The sample as a record of the kind [`record::STACK`], as the kernel would have sent it.
+    /// The sample as a record of the kind [`record::STACK`], or of the one that was asked for, as the
+    /// kernel would have sent it.
     pub fn record(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(
             size_of::<StackRecord>() + 8 * (self.kernel.len() + self.user.len()),
         );
-        for word in [record::STACK, self.tgid, self.tid, 0] {
+        let (kind, hash) = match self.finished {
+            0 => (record::STACK, self.hash()),
+            kind => (kind, self.hash),
+        };
+        for word in [kind, self.tgid, self.tid, 0] {
             bytes.extend_from_slice(&word.to_ne_bytes());
         }
-        bytes.extend_from_slice(&self.hash().to_ne_bytes());
+        bytes.extend_from_slice(&hash.to_ne_bytes());
         bytes.extend_from_slice(&(self.end as u32).to_ne_bytes());
         bytes.extend_from_slice(&(self.kernel.len() as u16).to_ne_bytes());
         bytes.extend_from_slice(&(self.user.len() as u16).to_ne_bytes());
@@ -300,6 +309,8 @@ mod tests {
 
     fn sample(stack: &[u64]) -> Deferred {
         Deferred {
+            finished: 0,
+            hash: 0,
             tgid: 1,
             tid: 2,
             kernel: vec![],

@@ -111,8 +111,10 @@ pub struct Needs {
     /// Offsets that the kernel programs need besides the usual ones: the name of the global, the
     /// field (which [`Kernel::probe_with`] was asked for) and what is added to its offset.
     pub offsets: &'static [(&'static str, &'static str, u32)],
-    /// Maps that only other commands use: they are made as small as can be.
-    pub unused_maps: &'static [&'static str],
+    /// Globals of the kernel programs besides the usual ones, with their values.
+    pub globals: Vec<(&'static str, u32)>,
+    /// Maps that only other probes use, in lists: they are made as small as can be.
+    pub unused_maps: Vec<&'static [&'static str]>,
 }
 
 /// The bytecode is in the kernel; nothing runs yet.
@@ -132,6 +134,7 @@ impl Loaded {
         for &(name, field, more) in needs.offsets {
             globals.words.push((name, kernel.offset(field)? + more));
         }
+        globals.words.extend_from_slice(&needs.globals);
         let mut loader = process::without_opening_files(EbpfLoader::new);
         loader.btf(None);
         for (name, value) in &globals.words {
@@ -146,7 +149,7 @@ impl Loaded {
         if needs.ring_bytes != 0 {
             loader.map_max_entries("EVENTS", needs.ring_bytes);
         }
-        for map in needs.unused_maps {
+        for map in needs.unused_maps.iter().copied().flatten() {
             loader.map_max_entries(map, 1);
         }
         let ebpf = loader

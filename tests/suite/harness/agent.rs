@@ -25,22 +25,30 @@ impl Agent {
 
     /// `agent tcp` with nothing else.
     pub(crate) fn tcp() -> Agent {
-        Agent::wrapped(&[], &agent_binary(), "tcp")
+        Agent::subcommand("tcp", &[], &agent_binary())
+    }
+
+    /// `agent syscalls` with nothing else.
+    pub(crate) fn syscalls() -> Agent {
+        let mut agent = Agent::subcommand("syscalls", &[], &agent_binary());
+        // Cargo's: the loader of each target would try its directories, and fail.
+        agent.command.env_remove("LD_LIBRARY_PATH");
+        agent
     }
 
     /// `WRAPPER… BINARY profile`.
     pub(crate) fn under(wrapper: &[&str], binary: &Path) -> Agent {
-        Agent::wrapped(wrapper, binary, "profile")
+        Agent::subcommand("profile", wrapper, binary)
     }
 
-    fn wrapped(wrapper: &[&str], binary: &Path, subcommand: &str) -> Agent {
+    fn subcommand(name: &str, wrapper: &[&str], binary: &Path) -> Agent {
         let words: Vec<&OsStr> = wrapper
             .iter()
             .map(OsStr::new)
             .chain([binary.as_os_str()])
             .collect();
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg(subcommand);
+        command.args(&words[1..]).arg(name);
         Agent {
             command,
             directory: TempDir::new().unwrap(),
@@ -65,6 +73,12 @@ impl Agent {
         arguments: I,
     ) -> Agent {
         self.command.args(arguments);
+        self
+    }
+
+    /// Sets a variable of its environment, and of what it starts.
+    pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Agent {
+        self.command.env(name, value);
         self
     }
 
@@ -127,6 +141,11 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it has said on its standard output so far.
+    pub(crate) fn stdout(&self) -> String {
+        read_to_string(self.directory.path().join(STDOUT)).unwrap_or_default()
     }
 
     /// Sends it a signal.

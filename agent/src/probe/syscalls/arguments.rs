@@ -1,0 +1,413 @@
+//! What a failing call was about: its record as a text for people.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+
+use agent_ebpf::failure::{CallRecord, call, row, shape};
+
+use crate::process::{Process, descriptor::Descriptor, library};
+use crate::session::target::Targets;
+use crate::syscalls::benign::Facts;
+use crate::syscalls::table::Spec;
+
+/// An argument, described when it was first seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    /// For people.
+    pub(super) value: String,
+    path: String,
+    values: [u64; 6],
+    file_flags: u32,
+    file_type: u32,
+    library: bool,
+}
+
+const S_IFMT: u32 = 0o17_0000;
+
+impl Known {
+    /// What decides whether a failure with it is benign. `mapped`: whether a library of this file
+    /// name is mapped.
+    pub(super) fn facts(&self, mapped: impl Fn(&str) -> bool) -> Facts<'_> {
+        let name = self.path.rsplit('/').next().unwrap_or_default();
+        Facts {
+            path: &self.path,
+            values: self.values,
+            nonblocking: self.file_flags & libc::O_NONBLOCK as u32 != 0,
+            file_type: self.file_type,
+            found: self.library || !name.is_empty() && mapped(name),
+        }
+    }
+}
+
+/// Reads a record, and asks the process what its descriptors and directories are. The result is
+/// the argument's key and its description.
+pub(super) fn decode(bytes: &[u8], specs: &[Spec], targets: &Targets) -> Option<(u64, Known)> {
+    let (record, text) = parse(bytes)?;
+    let process = targets
+        .find(record.tgid)
+        .and_then(|index| targets.list().get(index))
+        .and_then(|tracked| tracked.process.as_ref());
+    let spec = specs
+        .get(row::number(record.row) as usize)
+        .copied()
+        .unwrap_or_default();
+    Some((record.key, describe(&record, text, spec, process)))
+}
+
+fn parse(bytes: &[u8]) -> Option<(CallRecord, &[u8])> {
+    let (head, text) = bytes.split_at_checked(size_of::<CallRecord>())?;
+    let word = |at: usize| Some(u32::from_ne_bytes(head.get(at..at + 4)?.try_into().ok()?));
+    let long = |at: usize| Some(u64::from_ne_bytes(head.get(at..at + 8)?.try_into().ok()?));
+    let mut values = [0; 6];
+    for (index, value) in values.iter_mut().enumerate() {
+        *value = long(24 + 8 * index)?;
+    }
+    let record = CallRecord {
+        kind: word(0)?,
+        tgid: word(4)?,
+        row: long(8)?,
+        key: long(16)?,
+        values,
+        inode: long(72)?,
+        file_flags: word(80)?,
+        mode: word(84)?,
+        shape: word(88)?,
+        flags: word(92)?,
+        first: word(96)?,
+        second: word(100)?,
+        third: word(104)?,
+        fourth: word(108)?,
+    };
+    Some((record, text))
+}
+
+/// The four texts of a record.
+struct Texts<'a> {
+    first: &'a [u8],
+    second: &'a [u8],
+    /// Paths that relative ones start from, or of the file behind the descriptor.
+    places: [Option<String>; 2],
+}
+
+impl<'a> Texts<'a> {
+    fn split(record: &CallRecord, text: &'a [u8]) -> Self {
+        let mut rest = text;
+        let mut next = |length: u32| {
+            let (head, tail) = rest
+                .split_at_checked(length as usize)
+                .unwrap_or((rest, &[]));
+            rest = tail;
+            head
+        };
+        let (first, second) = (next(record.first), next(record.second));
+        let deep = |flag| record.flags & flag != 0;
+        Self {
+            first,
+            second,
+            places: [
+                place(next(record.third), deep(call::DEEP)),
+                place(next(record.fourth), deep(call::DEEP2)),
+            ],
+        }
+    }
+}
+
+/// A path from its components, the last of which comes first; `None` without any.
+fn place(names: &[u8], deep: bool) -> Option<String> {
+    let names = names.strip_suffix(b"\0")?;
+    let mut path = String::from(if deep { "…" } else { "" });
+    for name in names.rsplit(|&byte| byte == 0) {
+        path.push('/');
+        path += &String::from_utf8_lossy(name);
+    }
+    Some(path)
+}
+
+fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Process>) -> Known {
+    let mut parts = Vec::new();
+    for (index, kind) in spec.values {
+        parts.extend(kind.show(record.values.get(*index as usize).copied().unwrap_or(0)));
+    }
+    let texts = Texts::split(record, text);
+    let mut path = String::new();
+    let has = |place| shape::index(record.shape, place).is_some();
+    if has(shape::PATH) {
+        path = first_path(record, &texts, spec);
+        parts.push(path.clone());
+        if has(shape::PATH2) {
+            parts.push("->".to_owned());
+            parts.push(second_path(record, &texts));
+        }
+    } else if !texts.first.is_empty() {
+        let address = address(texts.first);
+        path = address.strip_prefix("unix:").unwrap_or_default().to_owned();
+        parts.push(address);
+    } else if record.flags & call::UNREADABLE != 0 {
+        parts.push("(unreadable address)".to_owned());
+    } else if let Some(index) = shape::index(record.shape, shape::FD) {
+        let [place, _] = texts.places;
+        parts.push(file(record, index, place, process));
+    }
+    Known {
+        value: parts.join(" "),
+        library: library::is_installed(process, &path),
+        path,
+        values: record.values,
+        file_flags: record.file_flags,
+        file_type: record.mode & S_IFMT,
+    }
+}
+
+fn first_path(record: &CallRecord, texts: &Texts<'_>, spec: Spec) -> String {
+    if record.flags & call::UNREADABLE != 0 {
+        return unreadable(record, shape::index(record.shape, shape::PATH));
+    }
+    let shown = string(texts.first);
+    if spec.text || record.flags & call::RELATIVE == 0 {
+        return shown;
+    }
+    let directory = shape::index(record.shape, shape::DIRECTORY);
+    join(record, directory, texts.places[0].as_deref(), &shown)
+}
+
+fn second_path(record: &CallRecord, texts: &Texts<'_>) -> String {
+    if record.flags & call::UNREADABLE2 != 0 {
+        return unreadable(record, shape::index(record.shape, shape::PATH2));
+    }
+    let shown = string(texts.second);
+    if record.flags & call::RELATIVE2 == 0 {
+        return shown;
+    }
+    let directory = shape::index(record.shape, shape::DIRECTORY2);
+    join(record, directory, texts.places[1].as_deref(), &shown)
+}
+
+/// A path that the kernel could not read either, or that lies in a page that is not in memory.
+fn unreadable(record: &CallRecord, index: Option<u32>) -> String {
+    let pointer = index.and_then(|index| record.values.get(index as usize));
+    match pointer {
+        Some(0) => "NULL".to_owned(),
+        _ => "(unreadable path)".to_owned(),
+    }
+}
+
+/// A relative path with the directory that it starts from. The root directory has no components.
+fn join(record: &CallRecord, directory: Option<u32>, place: Option<&str>, path: &str) -> String {
+    let fd = directory.and_then(|index| record.values.get(index as usize));
+    let fd = fd.map_or(libc::AT_FDCWD, |&fd| fd as i32);
+    match place {
+        Some(place) if path.is_empty() => place.to_owned(),
+        Some(place) => format!("{place}/{path}"),
+        None if fd == libc::AT_FDCWD => format!("/{path}"),
+        None => format!("{path} (in fd {fd})"),
+    }
+}
+
+/// The file behind the descriptor: its path; or what `/proc/PID/fd` shows of what has none, if it
+/// still is the same.
+fn file(
+    record: &CallRecord,
+    index: u32,
+    place: Option<String>,
+    process: Option<&Process>,
+) -> String {
+    let fd = record.values.get(index as usize).copied().unwrap_or(0) as i32;
+    if record.flags & call::OPEN == 0 {
+        return format!("fd {fd} (not open)");
+    }
+    if let Some(place) = place {
+        return place;
+    }
+    match process.and_then(|process| process.descriptor(fd)) {
+        Some(Descriptor { shown, inode }) if inode == record.inode => shown,
+        _ => kind(record.mode, fd),
+    }
+}
+
+/// What is known of a file without a path that is closed again.
+fn kind(mode: u32, fd: i32) -> String {
+    match mode & S_IFMT {
+        libc::S_IFDIR => "/".to_owned(),
+        libc::S_IFIFO => "pipe".to_owned(),
+        libc::S_IFSOCK => format!("fd {fd} (socket, closed since)"),
+        _ => format!("fd {fd} (closed since)"),
+    }
+}
+
+/// A C string; a path without its end is one of `PATH_MAX` bytes or more.
+fn string(text: &[u8]) -> String {
+    let end = text
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(text.len());
+    let shown = String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned();
+    if end + 1 >= agent_ebpf::failure::PATH_BYTES {
+        shown + "…"
+    } else {
+        shown
+    }
+}
+
+/// A socket address (`struct sockaddr_in`, `_in6`, `_un`; ip(7), ipv6(7), unix(7)).
+fn address(bytes: &[u8]) -> String {
+    let family = bytes
+        .first_chunk()
+        .map_or(0, |family| u16::from_ne_bytes(*family));
+    let port = || Some(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
+    let v4 = || {
+        let address: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+        Some(SocketAddrV4::new(Ipv4Addr::from(address), port()?).to_string())
+    };
+    let v6 = || {
+        let address: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+        Some(SocketAddrV6::new(Ipv6Addr::from(address), port()?, 0, 0).to_string())
+    };
+    let shown = match i32::from(family) {
+        libc::AF_INET => v4(),
+        libc::AF_INET6 => v6(),
+        libc::AF_UNIX => Some(unix(bytes.get(2..).unwrap_or_default())),
+        _ => None,
+    };
+    shown.unwrap_or_else(|| format!("address of family {family}"))
+}
+
+/// A path, or a name in the abstract namespace, which begins with a zero byte.
+fn unix(name: &[u8]) -> String {
+    match name.split_first() {
+        None => "unix:(unnamed)".to_owned(),
+        Some((0, name)) => format!("unix:@{}", String::from_utf8_lossy(name)),
+        Some(_) => format!("unix:{}", string(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+    use crate::syscalls::table;
+
+    #[test]
+    fn a_file_is_shown_by_its_path_or_by_its_kind() {
+        let read = |place: &[u8], mode: u32| {
+            let spec = table::of("read");
+            let record = CallRecord {
+                shape: spec.shape,
+                values: [5, 0, 0, 0, 0, 0],
+                flags: call::OPEN,
+                third: place.len() as u32,
+                mode,
+                ..CallRecord::default()
+            };
+            describe(&record, place, spec, None).value
+        };
+        assert_eq!(read(b"log\0var\0", libc::S_IFREG), "/var/log");
+        assert_eq!(read(b"", libc::S_IFDIR), "/");
+        assert_eq!(read(b"", libc::S_IFIFO), "pipe");
+        assert_eq!(read(b"", libc::S_IFSOCK), "fd 5 (socket, closed since)");
+    }
+
+    fn known(name: &str, values: [u64; 6], text: &[&[u8]], flags: u32) -> String {
+        let spec = table::of(name);
+        let length = |index: usize| text.get(index).map_or(0, |text| text.len() as u32);
+        let record = CallRecord {
+            shape: spec.shape,
+            values,
+            flags,
+            first: length(0),
+            second: length(1),
+            ..CallRecord::default()
+        };
+        describe(&record, &text.concat(), spec, None).value
+    }
+
+    #[test]
+    fn paths_are_shown_with_their_directory() {
+        let cwd = libc::AT_FDCWD as u64;
+        assert_eq!(
+            known("openat", [cwd, 1, 0, 0, 0, 0], &[b"/a b\0"], 0),
+            "/a b"
+        );
+        assert_eq!(
+            known("rename", [1, 1, 0, 0, 0, 0], &[b"/a\0", b"/b\0"], 0),
+            "/a -> /b"
+        );
+        assert_eq!(
+            known("openat", [cwd, 0xdead, 0, 0, 0, 0], &[], call::UNREADABLE),
+            "(unreadable path)"
+        );
+        assert_eq!(
+            known("statx", [cwd, 0, 0, 0, 0, 0], &[], call::UNREADABLE),
+            "NULL"
+        );
+        let long = [vec![b'/'; 4095], vec![0]].concat();
+        assert!(known("open", [1, 0, 0, 0, 0, 0], &[&long], 0).ends_with("/…"));
+    }
+
+    #[test]
+    fn relative_paths_are_joined_with_their_places() {
+        let record = CallRecord {
+            shape: table::of("renameat").shape,
+            values: [7, 1, libc::AT_FDCWD as u64, 1, 0, 0],
+            flags: call::RELATIVE | call::RELATIVE2 | call::DEEP2,
+            first: 2,
+            second: 4,
+            third: 8,
+            fourth: 2,
+            ..CallRecord::default()
+        };
+        let shown = describe(
+            &record,
+            b"a\0b/c\0app\0srv\0x\0",
+            table::of("renameat"),
+            None,
+        )
+        .value;
+        assert_eq!(shown, "/srv/app/a -> …/x/b/c");
+        let nowhere = CallRecord {
+            third: 0,
+            fourth: 0,
+            ..record
+        };
+        let shown = describe(&nowhere, b"a\0b/c\0", table::of("renameat"), None).value;
+        assert_eq!(shown, "a (in fd 7) -> /b/c");
+        let cut = CallRecord {
+            first: 100,
+            ..record
+        };
+        describe(&cut, b"a\0", table::of("renameat"), None);
+    }
+
+    #[test]
+    fn addresses_of_each_family_are_shown() {
+        let v4 = [2, 0, 0, 80, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            known("connect", [3, 1, 16, 0, 0, 0], &[&v4], call::OPEN),
+            "127.0.0.1:80"
+        );
+        let mut v6 = vec![10, 0, 1, 187, 0, 0, 0, 0];
+        v6.extend(Ipv6Addr::LOCALHOST.octets());
+        assert_eq!(address(&v6), "[::1]:443");
+        assert_eq!(address(b"\x01\x00/run/x.sock\0"), "unix:/run/x.sock");
+        assert_eq!(address(b"\x01\x00\0abstract"), "unix:@abstract");
+        assert_eq!(address(b"\x02\x00\x00"), "address of family 2");
+        assert_eq!(address(b""), "address of family 0");
+    }
+
+    #[test]
+    fn values_and_descriptors_are_shown() {
+        assert_eq!(
+            known("kill", [42, 15, 0, 0, 0, 0], &[], 0),
+            "pid 42 SIGTERM"
+        );
+        assert_eq!(known("read", [9, 0, 0, 0, 0, 0], &[], 0), "fd 9 (not open)");
+        assert_eq!(
+            known("ioctl", [9, 0x5401, 0, 0, 0, 0], &[], call::OPEN),
+            "TCGETS fd 9 (closed since)"
+        );
+    }
+
+    #[test]
+    fn a_cut_record_is_refused() {
+        assert!(parse(&[7; 50]).is_none());
+        assert!(parse(&[0; 112]).is_some());
+    }
+}
