@@ -430,6 +430,33 @@ pub fn bpf_recursion_misses() -> u64 {
     bpf_fdinfo("prog_type:", "recursion_misses:")
 }
 
+/// Runs `work` while this process can open no file: aya's loader reads and parses the kernel's BTF
+/// when it is made, 20 ms and 20 MB that nobody needs, and takes it well if that fails.
+///
+/// Descriptors that are open stay open. To be called before other threads are started.
+pub fn without_opening_files<T>(work: impl FnOnce() -> T) -> T {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is ours.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        ..limit
+    };
+    if known {
+        // SAFETY: as above; the hard limit stays as it is.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+    }
+    let result = work();
+    if known {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+    result
+}
+
 /// Whether the agent runs in the initial PID namespace.
 pub fn in_initial_pid_namespace() -> bool {
     // PROC_PID_INIT_INO (linux/proc_ns.h, 6.18).

@@ -99,7 +99,7 @@ fn descents(count: usize) -> impl Iterator<Item = &'static str> {
 fn assert_deep(profile: &Profile, expected: &[&str]) {
     let at_bottom = profile.self_share("bottom");
     assert!(
-        at_bottom >= if in_vm() { 0.5 } else { 0.85 },
+        at_bottom >= 0.5,
         "{at_bottom:.3} at the bottom\n{}",
         profile.explain()
     );

@@ -58,7 +58,7 @@ fn children_are_in_scope_only_when_asked_for() {
     let _alone = alone();
     let target = Target::spawn("forker", &[]);
     let profile = Agent::standard(target.pid()).run_to_profile();
-    profile.assert_complete(10);
+    profile.assert_complete(5);
     profile.assert_names(&["parent_work"]);
     assert!(
         profile.stacks.iter().all(|stack| stack.pid == target.pid()),

@@ -123,7 +123,7 @@ impl Loaded {
     /// When the kernel is too old, lacks BTF, or refuses.
     pub fn load(kernel: Kernel, needs: &Needs) -> Result<Self, Error> {
         let globals = kernel.globals()?;
-        let mut loader = EbpfLoader::new();
+        let mut loader = process::without_opening_files(EbpfLoader::new);
         loader.btf(None);
         for (name, value) in &globals.words {
             loader.override_global(name, value, true);

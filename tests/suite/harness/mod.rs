@@ -16,7 +16,7 @@ pub(crate) use target::{Target, copy_executable};
 pub(crate) const LIFE: &str = "300";
 /// Samples that a run must have to say anything about their completeness. Three seconds of one busy
 /// thread give 597, less what other programs took of the CPUs.
-pub(crate) const ENOUGH: u64 = 100;
+pub(crate) const ENOUGH: u64 = 50;
 /// The frequency at which the completeness of stacks is promised.
 pub(crate) const FREQUENCY: u64 = 199;
 

@@ -4,7 +4,6 @@ use super::redis::Redis;
 use super::report::{Report, median, megabytes};
 use super::tool::{Tool, Usage};
 use super::{Bench, peers};
-use crate::command;
 use anyhow::Result;
 use std::fs;
 use std::path::Path;
@@ -48,9 +47,9 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
         ),
         (peers::bee(pid, HERTZ, &svg), svg.as_path(), false),
     ];
-    let mut costs = [const { None }; 3].map(|_: Option<()>| Costs::default());
+    let mut costs: [Costs; 3] = Default::default();
     let mut script = Costs::default();
-    for _ in 0..bench.choose(3, 1) {
+    for _ in 0..bench.choose(2, 1) {
         for ((tool, written, is_perf), costs) in tools.iter().zip(&mut costs) {
             match once(tool, seconds, bench) {
                 Ok(usage) => costs.add(usage, written),
@@ -96,7 +95,6 @@ fn read_data(bench: &Bench, data: &Path) -> Result<Usage> {
     command
         .args(["script", "--no-inline", "-F", "ip,sym", "-i"])
         .arg(data);
-    eprintln!("{}", command::line(&command));
     super::tool::Running::start(&mut command, &bench.scratch)?.wait(END)
 }
 

@@ -17,10 +17,13 @@ use std::time::{Duration, Instant};
 const HERTZ: u32 = 99;
 const END: Duration = Duration::from_secs(120);
 
+/// Starts a target.
+type Start = Box<dyn Fn(&Scratch) -> Result<Running>>;
+
 /// A kind of target.
 struct Subject {
     name: String,
-    start: Box<dyn Fn(&Scratch) -> Result<Running>>,
+    start: Start,
 }
 
 /// Milliseconds of several runs of one profiler.
@@ -83,8 +86,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
 }
 
 fn subjects(bench: &Bench) -> Result<Vec<Subject>> {
-    let subject =
-        |name: String, start: Box<dyn Fn(&Scratch) -> Result<Running>>| Subject { name, start };
+    let subject = |name: String, start: Start| Subject { name, start };
     let deep = Box::new(|scratch: &Scratch| target::start("deep", &["8"], scratch));
     let mut subjects = vec![subject("deep (20 KB and libc)".into(), deep)];
     if let Some(node) = command::find("node") {
@@ -178,7 +180,7 @@ fn milliseconds(time: Duration) -> f64 {
 
 /// Lets a profiler that samples do so for a while, ends it, and says how long that took.
 fn finish(bench: &Bench, running: Running) -> Result<f64> {
-    sleep(Duration::from_millis(bench.choose(2000, 700)));
+    sleep(Duration::from_millis(bench.choose(1000, 700)));
     Ok(milliseconds(running.stop(END)?.ending))
 }
 

@@ -21,7 +21,7 @@ impl Scratch {
     /// # Errors
     /// It cannot be made.
     pub(crate) fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("agent-bench-{}", std::process::id()));
+        let path = scratch_directory();
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self {
             path,
@@ -39,6 +39,11 @@ impl Scratch {
         self.next.set(self.next.get() + 1);
         self.path.join(format!("{}.{extension}", self.next.get()))
     }
+}
+
+/// Where the files of this run go.
+pub(crate) fn scratch_directory() -> PathBuf {
+    std::env::temp_dir().join(format!("agent-bench-{}", std::process::id()))
 }
 
 impl Drop for Scratch {

@@ -36,15 +36,15 @@ impl Report {
     /// Adds the commands that were run, without the directories of this machine.
     pub(crate) fn commands(&mut self, lines: &[String]) {
         self.text.push_str("\n```\n");
-        let hide = [
-            (crate::command::target().join("release/"), ""),
-            (crate::command::target().join("programs/"), ""),
-            (crate::command::target().join("debug/"), ""),
+        let directories = [
+            crate::command::target().join("release/"),
+            crate::command::target().join("programs/"),
+            super::machine::scratch_directory().join(""),
         ];
         for line in lines {
             let mut line = line.clone();
-            for (path, by) in &hide {
-                line = line.replace(&path.display().to_string(), by);
+            for directory in &directories {
+                line = line.replace(&directory.display().to_string(), "");
             }
             self.text.push_str(&line);
             self.text.push('\n');

@@ -21,6 +21,8 @@ struct Found {
     kernel: Vec<f64>,
     own: Vec<f64>,
     bytes: Vec<f64>,
+    /// Share of the ticks that were samples, in percent.
+    share: Vec<f64>,
 }
 
 /// Measures the agent and profile-bee, on targets that keep every CPU busy.
@@ -47,11 +49,9 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
     let (mut ours, mut theirs) = (Found::default(), Found::default());
     let mut perf_bytes = Vec::new();
     let mut refused = None;
-    for _ in 0..bench.choose(5, 1) {
+    for _ in 0..bench.choose(3, 1) {
         ours.kernel.push(per_run(&agent, bench)?);
-        let (own, bytes) = costs(&json)?;
-        ours.own.extend(own);
-        ours.bytes.extend(bytes);
+        ours.take(&json)?;
         match per_run(&bee, bench) {
             Ok(nanoseconds) => theirs.kernel.push(nanoseconds),
             Err(error) => refused = Some(format!("not available: {error:#}")),
@@ -77,7 +77,7 @@ fn per_run(tool: &Tool, bench: &Bench) -> Result<f64> {
     }
     sleep(Duration::from_millis(300));
     let before = machine::bpf_runs(running.pid());
-    sleep(Duration::from_millis(bench.choose(3000, 1000)));
+    sleep(Duration::from_millis(bench.choose(2000, 1000)));
     let after = machine::bpf_runs(running.pid());
     running.stop(END)?;
     let runs = after.1.saturating_sub(before.1);
@@ -87,16 +87,22 @@ fn per_run(tool: &Tool, bench: &Bench) -> Result<f64> {
     Ok(after.0.saturating_sub(before.0) as f64 / runs as f64)
 }
 
-/// The agent's own figures: nanoseconds and bytes per sample.
-fn costs(json: &Path) -> Result<(Option<f64>, Option<f64>)> {
-    let profile: Value = serde_json::from_slice(&fs::read(json)?)?;
-    fs::remove_file(json)?;
-    let figure = |name: &str| {
-        profile
-            .pointer(&format!("/cost/{name}"))
-            .and_then(Value::as_f64)
-    };
-    Ok((figure("bpf_ns_per_sample"), figure("bytes_per_sample")))
+impl Found {
+    /// Adds the agent's own figures.
+    fn take(&mut self, json: &Path) -> Result<()> {
+        let profile: Value = serde_json::from_slice(&fs::read(json)?)?;
+        fs::remove_file(json)?;
+        let figure = |path: &str| profile.pointer(path).and_then(Value::as_f64);
+        self.own.extend(figure("/cost/bpf_ns_per_sample"));
+        self.bytes.extend(figure("/cost/bytes_per_sample"));
+        if let (Some(samples), Some(ticks)) = (
+            figure("/accounting/emitted"),
+            figure("/accounting/ticks").filter(|&ticks| ticks > 0.0),
+        ) {
+            self.share.push(100.0 * samples / ticks);
+        }
+        Ok(())
+    }
 }
 
 /// Bytes that perf wrote per sample.
@@ -160,6 +166,10 @@ fn report(
             ],
         ],
     );
+    report.paragraph(&format!(
+        "{} % of the agent's ticks were samples of the targets; the rest lowers the kernel's figure.",
+        median(&ours.share).map_or("-".to_owned(), |share| format!("{share:.1}"))
+    ));
     report.commands(&tools.iter().map(Tool::line).collect::<Vec<_>>());
     report
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// The loop or redis cannot be run.
 pub(crate) fn run(bench: &Bench) -> Result<Report> {
-    let rounds = bench.choose(5, 1);
+    let rounds = bench.choose(3, 1);
     let spinner = target::start_on(0, "geteuid", &[], &bench.scratch)?;
     let tools = contenders(bench, spinner.pid());
     let spinning = chain::run(&tools, rounds, &bench.scratch, &mut || {
@@ -21,7 +21,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
     })?;
     let others = bystander(bench, &spinner, rounds)?;
     drop(spinner);
-    let redis = Redis::start(bench, bench.choose(1.5, 0.4))?;
+    let redis = Redis::start(bench, bench.choose(1.0, 0.4))?;
     let redis_tools = contenders(bench, redis.pid());
     let serving = chain::run(&redis_tools, rounds, &bench.scratch, &mut || redis.rate())?;
     let mut report = Report::new(

@@ -11,7 +11,7 @@ use anyhow::Result;
 /// # Errors
 /// redis cannot be run.
 pub(crate) fn run(bench: &Bench) -> Result<Report> {
-    let redis = Redis::start(bench, bench.choose(1.5, 0.4))?;
+    let redis = Redis::start(bench, bench.choose(1.0, 0.4))?;
     let (pid, port) = (redis.pid().to_string(), redis.port());
     let script = format!(
         "tracepoint:tcp:tcp_probe /args->sport == {port} || args->dport == {port}/ {{ @srtt[args->sport, args->dport] = hist(args->srtt); }}"
@@ -27,7 +27,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
         Tool::new("bcc tcplife", &["tcplife-bpfcc", "-p", &pid]).ready_at("LADDR"),
         Tool::new("bcc tcprtt", &["tcprtt-bpfcc", "-P", &port.to_string()]).ready_at("Tracing"),
     ];
-    let outcome = chain::run(&tools, bench.choose(7, 1), &bench.scratch, &mut || {
+    let outcome = chain::run(&tools, bench.choose(5, 1), &bench.scratch, &mut || {
         redis.rate()
     })?;
     let mut report = Report::new(
