@@ -11,7 +11,7 @@
 //! - [`symbolize`]: addresses of an open file into names; [`unwind`]: an ELF file into the table that
 //!   the kernel unwinds by. Both distrust every byte, take open files and need no privileges;
 //! - [`process`], [`preflight`]: the only readers of `/proc` and `/sys`, kernel symbols aside;
-//! - [`elf`], [`profile`]: the parts of an ELF file that others need; the model.
+//! - [`elf`], `gopclntab`, [`profile`]: the parts of ELF files that others share; the model.
 //!
 //! The kernel's side and the interface between the two are in the crate `agent_ebpf`.
 //!

@@ -50,7 +50,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     if let Scope::Command(command) = &spec.target.scope
         && let Some(program) = command.first()
     {
-        session.expect(Path::new(program))?;
+        session.make_ready(Path::new(program))?;
     }
     session.tables_ready().await;
     let clock = cpu::attach(&mut session, spec.frequency.get())?;

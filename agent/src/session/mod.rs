@@ -396,8 +396,8 @@ impl Attached {
     ///
     /// # Errors
     /// When no slot is left.
-    pub fn expect(&mut self, program: &Path) -> Result<(), Error> {
-        Ok(self.targets.expect(program)?)
+    pub fn make_ready(&mut self, program: &Path) -> Result<(), Error> {
+        Ok(self.targets.make_ready(program)?)
     }
 
     /// Waits for the unwind tables of what is mapped now, for a moment at most: walks that come

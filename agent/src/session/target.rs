@@ -240,7 +240,7 @@ impl Targets {
     ///
     /// # Errors
     /// When no slot is left.
-    pub fn expect(&mut self, program: &Path) -> Result<(), Error> {
+    pub fn make_ready(&mut self, program: &Path) -> Result<(), Error> {
         let origin = origin_of(std::process::id(), None);
         for map in process::own_maps() {
             let tables = &mut self.tables;
