@@ -1,6 +1,6 @@
 //! `agent syscalls`: its arguments as typed, and what they mean.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use agent_ebpf::failure::{MAX_ERRNOS, MAX_NUMBERS};
