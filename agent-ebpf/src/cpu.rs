@@ -1,8 +1,8 @@
 //! CPU sampling: one run of `cpu_sample` for each tick of the clock on each CPU.
 
 use agent_ebpf::{Counter, SampleRecord, record, slot};
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
 
@@ -47,6 +47,7 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
         tid: process::visible_thread(),
         finished: 0,
         stack: 0,
+        thread: bpf_get_current_comm().unwrap_or_default(),
     };
     let sent = send(scratch);
     stack::release(scratch);

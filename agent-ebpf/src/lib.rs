@@ -107,15 +107,18 @@ numbers! {
         UnsupportedRule = "unsupported_rule",
         /// The module's table was not ready yet.
         TablePending = "table_pending",
-        /// The sample has no user registers (a kernel thread, an exiting process).
+        /// The sample has no user registers (a kernel thread).
         NoUserRegisters = "no_user_registers",
+        /// The thread has given its memory back, on its way through the kernel's `do_exit`: there
+        /// is no user stack any more.
+        Exiting = "exiting",
     }
 }
 
 impl End {
-    /// Whether the stack was followed to a proven root.
+    /// Whether the stack was followed to a proven root, or there was none to follow.
     pub const fn is_complete(self) -> bool {
-        matches!(self, End::Root | End::RootFramePointer)
+        matches!(self, End::Root | End::RootFramePointer | End::Exiting)
     }
 }
 
@@ -227,8 +230,10 @@ pub struct SampleRecord {
     pub finished: u32,
     /// Hash of the stack.
     pub stack: u64,
+    /// The thread's name at the tick, ended by a zero (`TASK_COMM_LEN`, linux/sched.h).
+    pub thread: [u8; 16],
 }
-const _: () = assert!(size_of::<SampleRecord>() == 24);
+const _: () = assert!(size_of::<SampleRecord>() == 40);
 
 /// A sample with its stack: `kernel_frames` kernel addresses, leaf first, then
 /// `user_frames` packed [`frame`]s, leaf first.
@@ -244,10 +249,10 @@ pub struct StackRecord {
     /// User frames that follow.
     pub user_frames: u16,
 }
-const _: () = assert!(size_of::<StackRecord>() == 32);
+const _: () = assert!(size_of::<StackRecord>() == 48);
 
 /// Most frames that a [`DeferredRecord`] can hold.
-pub const DEFERRED_FRAMES: usize = 232;
+pub const DEFERRED_FRAMES: usize = 230;
 /// Most bytes of stack that follow a [`DeferredRecord`].
 pub const DEFERRED_STACK_BYTES: usize = 16384;
 /// Deferred samples that each CPU sends in a run, at most.

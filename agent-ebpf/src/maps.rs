@@ -204,6 +204,8 @@ pub mod config {
         PT_REGS_OFFSET, pt_regs_offset: u32;
         /// `task_struct.stack`.
         TASK_STACK, task_stack: u32;
+        /// `task_struct.mm`.
+        TASK_MM, task_mm: u32;
         /// `task_struct.tgid`.
         TASK_TGID, task_tgid: u32;
         /// `task_struct.pid`.

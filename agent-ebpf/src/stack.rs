@@ -98,11 +98,13 @@ pub fn kernel(ctx: &impl EbpfContext, scratch: &mut Scratch) {
 /// Appends the user part, from the registers given, and notes why it ended.
 #[inline(always)]
 pub fn user(slot: u32, scratch: &mut Scratch) {
-    if scratch.regs.pc == 0 {
-        return;
-    }
     let mut i = 0;
-    let mut end = End::DepthLimit as u32;
+    let mut end = if scratch.regs.pc == 0 {
+        i = MAX_USER_FRAMES as u32;
+        End::NoUserRegisters as u32
+    } else {
+        End::DepthLimit as u32
+    };
     while i < MAX_USER_FRAMES as u32 {
         let outcome = unwind_step(slot);
         if outcome != CONTINUE {
@@ -111,8 +113,24 @@ pub fn user(slot: u32, scratch: &mut Scratch) {
         }
         i += 1;
     }
+    let followed = end == End::Root as u32 || end == End::RootFramePointer as u32;
+    if !followed && memory_is_gone() {
+        scratch.frames_len = scratch.frames_len.saturating_sub(scratch.depth);
+        scratch.depth = 0;
+        end = End::Exiting as u32;
+    }
     scratch.record.end = end;
     count(Counter::FramePointerFallback, scratch.fallbacks as u64);
+}
+
+/// Whether the current thread has left its address space for good (`exit_mm`, linux/kernel/exit.c).
+#[inline(always)]
+fn memory_is_gone() -> bool {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task() };
+    // SAFETY: the helper checks the address.
+    let mm = unsafe { bpf_probe_read_kernel((task + config::task_mm() as u64) as *const u64) };
+    mm == Ok(0)
 }
 
 /// Fills in the registers of a program that was interrupted in user mode.

@@ -266,6 +266,7 @@ fn count_stack(row: u64, call: &CallScratch, tgid: u32, table: u32) -> bool {
         tid: 0,
         finished: record::SYSCALL_STACK,
         stack: hash,
+        thread: [0; 16],
     };
     // SAFETY: only whether there is a value is looked at.
     if unsafe { SEEN.get(hash) }.is_none() && send_stack(scratch) {

@@ -89,8 +89,9 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_DAC_OVERRIDE: u32 = 1;
 
 /// Fields whose offsets the kernel programs need.
-const FIELDS: [&str; 8] = [
+const FIELDS: &[&str] = &[
     "task_struct.stack",
+    "task_struct.mm",
     "task_struct.tgid",
     "task_struct.pid",
     "task_struct.signal",
@@ -151,6 +152,7 @@ impl Kernel {
                 ("HAS_TASK_PT_REGS", u32::from(self.version >= (5, 15))),
                 ("PT_REGS_OFFSET", THREAD_SIZE - PT_REGS_BYTES),
                 ("TASK_STACK", of("task_struct.stack")?),
+                ("TASK_MM", of("task_struct.mm")?),
                 ("TASK_TGID", of("task_struct.tgid")?),
                 ("TASK_PID", of("task_struct.pid")?),
                 ("TASK_SIGNAL", of("task_struct.signal")?),

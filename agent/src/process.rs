@@ -263,24 +263,6 @@ impl Process {
         &self.root
     }
 
-    /// Names of its threads, by thread id.
-    pub fn threads(&self) -> Vec<(u32, String)> {
-        let Ok(entries) = fs::read_dir(proc_path(self.pid, "task")) else {
-            return Vec::new();
-        };
-        entries
-            .flatten()
-            .filter_map(|entry| {
-                let tid = entry.file_name().to_str()?.parse().ok()?;
-                let name = fs::read(entry.path().join("comm")).ok()?;
-                Some((
-                    tid,
-                    String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
-                ))
-            })
-            .collect()
-    }
-
     /// Children of its threads.
     pub fn children(&self) -> Vec<u32> {
         let Ok(entries) = fs::read_dir(proc_path(self.pid, "task")) else {

@@ -43,10 +43,17 @@ fn ticks_balance_to_the_tick() {
     }
 }
 
+/// Keeps every CPU at work: where the hardware counts cycles, a halted CPU does not tick.
+fn busy_cpus() -> Vec<Target> {
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    (0..cpus).map(|_| Target::spawn("split", &[])).collect()
+}
+
 #[test]
 fn ticks_are_frequency_times_time_times_cpus() {
     let _alone = alone();
-    let target = Target::spawn("split", &[]);
+    let targets = busy_cpus();
+    let target = &targets[0];
     let profile = Agent::standard(target.pid()).run_to_profile();
     let (facts, sums) = (&profile.facts, &profile.accounting);
     let expected = facts.frequency as f64 * facts.duration_seconds * f64::from(facts.cpus);
@@ -85,7 +92,8 @@ fn samples_are_the_cpu_time_of_the_target() {
 #[test]
 fn the_frequency_is_what_was_asked_for() {
     let _alone = alone();
-    let target = Target::spawn("split", &[]);
+    let targets = busy_cpus();
+    let target = &targets[0];
     for frequency in [49, 499] {
         let arguments = [
             "--pid",

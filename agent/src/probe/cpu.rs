@@ -165,7 +165,9 @@ impl Samples {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let kind = word(0)?;
         let (tgid, tid) = (word(4)?, word(8)?);
-        let stack = u64::from_ne_bytes(bytes.get(16..size_of::<SampleRecord>())?.try_into().ok()?);
+        let stack = u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?);
+        let thread = bytes.get(24..size_of::<SampleRecord>())?;
+        let thread = thread.split(|&byte| byte == 0).next()?;
         match kind {
             record::STACK => {
                 let raw = RawStack::decode(bytes)?;
@@ -177,8 +179,7 @@ impl Samples {
         let process = targets.find(tgid)?;
         let tracked = targets.list().get(process)?;
         let comm = self.name(&tracked.comm);
-        let thread = tracked.threads.get(&tid).unwrap_or(&tracked.comm);
-        let thread = self.name(thread);
+        let thread = self.name(&String::from_utf8_lossy(thread));
         *self
             .counts
             .entry(Key {

@@ -29,6 +29,7 @@ pub struct Deferred {
     tid: u32,
     finished: u32,
     hash: u64,
+    thread: [u8; 16],
     kernel: Vec<u64>,
     user: Vec<u64>,
     end: End,
@@ -81,6 +82,7 @@ impl Deferred {
             tid: u32_at(bytes, 8)?,
             finished: u32_at(bytes, 12)?,
             hash: u64_at(bytes, 16)?,
+            thread: bytes.get(24..size_of::<SampleRecord>())?.try_into().ok()?,
             kernel: words(frames_at, kernel)?,
             user: words(frames_at + 8 * kernel, user)?,
             end: End::from_number(u32_at(bytes, size_of::<SampleRecord>())?)?,
@@ -179,6 +181,7 @@ impl Deferred {
             bytes.extend_from_slice(&word.to_ne_bytes());
         }
         bytes.extend_from_slice(&hash.to_ne_bytes());
+        bytes.extend_from_slice(&self.thread);
         bytes.extend_from_slice(&(self.end as u32).to_ne_bytes());
         bytes.extend_from_slice(&(self.kernel.len() as u16).to_ne_bytes());
         bytes.extend_from_slice(&(self.user.len() as u16).to_ne_bytes());
@@ -311,6 +314,7 @@ mod tests {
         Deferred {
             finished: 0,
             hash: 0,
+            thread: [0; 16],
             tgid: 1,
             tid: 2,
             kernel: vec![],
@@ -378,7 +382,8 @@ mod tests {
         bytes[0] = record::DEFERRED as u8;
         assert!(Deferred::decode(&bytes).is_some());
         assert!(Deferred::decode(&bytes[..2000]).is_none());
-        bytes[28..30].copy_from_slice(&[0xff, 0xff]);
+        let counts = size_of::<SampleRecord>() + 4;
+        bytes[counts..counts + 2].copy_from_slice(&[0xff, 0xff]);
         assert!(Deferred::decode(&bytes).is_none());
     }
 }

@@ -1,14 +1,13 @@
-//! The perf side band: which processes map, fork, exit and name themselves, as the kernel tells it
-//! (`perf_event_open(2)`, records MMAP2, COMM, FORK, EXIT). Needs no kprobes and no tracefs.
+//! The perf side band: what processes map and how they name themselves, as the kernel tells it
+//! (`perf_event_open(2)`, records MMAP2 and COMM). Needs no kprobes and no tracefs.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{Ordering, fence};
 
 use perf_event_open_sys::bindings::{
-    PERF_COUNT_SW_DUMMY, PERF_FLAG_FD_CLOEXEC, PERF_RECORD_COMM, PERF_RECORD_EXIT,
-    PERF_RECORD_FORK, PERF_RECORD_LOST, PERF_RECORD_MMAP2, PERF_TYPE_SOFTWARE, perf_event_attr,
-    perf_event_mmap_page,
+    PERF_COUNT_SW_DUMMY, PERF_FLAG_FD_CLOEXEC, PERF_RECORD_COMM, PERF_RECORD_LOST,
+    PERF_RECORD_MMAP2, PERF_TYPE_SOFTWARE, perf_event_attr, perf_event_mmap_page,
 };
 
 use crate::process::{FileId, Map};
@@ -29,23 +28,12 @@ pub enum Event {
         /// The mapping.
         map: Map,
     },
-    /// A thread took a name, by itself or by an exec.
+    /// A process (its first thread) took a name, by itself or by an exec.
     Name {
         /// The process.
         pid: u32,
-        /// The thread.
-        tid: u32,
         /// The name.
         name: String,
-    },
-    /// A thread or process was made.
-    Fork {
-        /// The process.
-        pid: u32,
-        /// The thread.
-        tid: u32,
-        /// The thread that made it.
-        parent_tid: u32,
     },
     /// Events were lost: look at the processes anew.
     Lost(u64),
@@ -111,7 +99,6 @@ impl Ring {
         attr.set_mmap2(1);
         attr.set_comm(1);
         attr.set_comm_exec(1);
-        attr.set_task(1);
         attr.set_watermark(1);
         attr.__bindgen_anon_2.wakeup_watermark = 1;
         // SAFETY: the attribute is a whole, initialised structure.
@@ -208,18 +195,11 @@ fn text_at(record: &[u8], at: usize) -> Option<&[u8]> {
 fn decode(record: &[u8]) -> Option<Event> {
     match u32_at(record, 0)? {
         PERF_RECORD_MMAP2 => mapping(record),
-        PERF_RECORD_COMM => Some(Event::Name {
+        PERF_RECORD_COMM if u32_at(record, 8)? == u32_at(record, 12)? => Some(Event::Name {
             pid: u32_at(record, 8)?,
-            tid: u32_at(record, 12)?,
             name: String::from_utf8_lossy(text_at(record, 16)?).into_owned(),
         }),
-        PERF_RECORD_FORK => Some(Event::Fork {
-            pid: u32_at(record, 8)?,
-            tid: u32_at(record, 16)?,
-            parent_tid: u32_at(record, 20)?,
-        }),
         PERF_RECORD_LOST => Some(Event::Lost(u64_at(record, 16)?)),
-        PERF_RECORD_EXIT => None,
         _ => None,
     }
 }

@@ -29,8 +29,6 @@ pub struct Tracked {
     pub exe: Option<String>,
     /// Held while it lives and could be opened.
     pub process: Option<Process>,
-    /// Names of its threads.
-    pub threads: HashMap<u32, String>,
     /// Whether it has ended.
     pub ended: bool,
     origin: Origin,
@@ -143,7 +141,6 @@ impl Targets {
         let maps = process.maps()?;
         let slot = self.tables.reserve()?;
         let index = self.track(process.pid(), tgid, Some(process), None, slot);
-        self.read_names(index);
         self.set_maps(index, maps)?;
         self.enter_scope(index)
     }
@@ -174,7 +171,6 @@ impl Targets {
                 .and_then(Process::exe)
                 .map(|path| path.to_string_lossy().into_owned()),
             process,
-            threads: HashMap::new(),
             ended: false,
             origin,
             slot,
@@ -184,14 +180,6 @@ impl Targets {
         self.by_tgid.insert(tgid, index);
         self.by_pid.insert(pid, index);
         index
-    }
-
-    fn read_names(&mut self, index: usize) {
-        if let Some(tracked) = self.list.get_mut(index)
-            && let Some(process) = &tracked.process
-        {
-            tracked.threads.extend(process.threads());
-        }
     }
 
     fn enter_scope(&mut self, index: usize) -> Result<(), Error> {
@@ -395,7 +383,6 @@ impl Targets {
         let maps = maps.unwrap_or_default();
         // A slot of its own again: walks under way keep the old program's table.
         tracked.slot = self.tables.reserve()?;
-        self.read_names(index);
         self.set_maps(index, maps)?;
         self.point_to_table(index)
     }
@@ -416,7 +403,6 @@ impl Targets {
         let process = process::in_initial_pid_namespace().then(|| Process::open(tgid).ok());
         let done = self.tables.reserve().map_err(Error::from).and_then(|slot| {
             let index = self.track(tgid, tgid, process.flatten(), None, slot);
-            self.read_names(index);
             let process = self.list[index].process.as_ref();
             let maps = process.and_then(|process| process.maps().ok());
             self.set_maps(index, maps.unwrap_or_default())?;
@@ -434,17 +420,9 @@ impl Targets {
                     self.note_failure(done);
                 }
             }
-            Event::Name { pid, tid, name } => self.on_name(pid, tid, name),
-            Event::Fork {
-                pid,
-                tid,
-                parent_tid,
-            } => {
+            Event::Name { pid, name } => {
                 if let Some(&index) = self.by_pid.get(&pid) {
-                    let threads = &mut self.list[index].threads;
-                    if let Some(name) = threads.get(&parent_tid).cloned() {
-                        threads.insert(tid, name);
-                    }
+                    self.list[index].comm = name;
                 }
             }
             Event::Lost(count) => {
@@ -454,16 +432,6 @@ impl Targets {
                     .or_default() += count;
                 self.read_all_again();
             }
-        }
-    }
-
-    fn on_name(&mut self, pid: u32, tid: u32, name: String) {
-        if let Some(&index) = self.by_pid.get(&pid) {
-            let tracked = &mut self.list[index];
-            if pid == tid {
-                tracked.comm.clone_from(&name);
-            }
-            tracked.threads.insert(tid, name);
         }
     }
 
@@ -477,7 +445,6 @@ impl Targets {
                 continue;
             };
             if let Ok(maps) = process.maps() {
-                self.read_names(index);
                 let done = self.set_maps(index, maps);
                 self.note_failure(done);
             }

@@ -107,7 +107,7 @@ impl Frame {
 
 impl Stack {
     pub(crate) fn is_complete(&self) -> bool {
-        matches!(self.end.as_str(), "root" | "root_frame_pointer")
+        ["root", "root_frame_pointer", "exiting"].contains(&self.end.as_str())
     }
 }
 
