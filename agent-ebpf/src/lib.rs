@@ -173,6 +173,8 @@ pub mod slot {
 
 /// Flag of [`Target::flags`]: processes that this one forks are in scope too.
 pub const TARGET_FOLLOW_CHILDREN: u32 = 1;
+/// Flag of [`Target::flags`]: it has not executed its program yet, and is not sampled before.
+pub const TARGET_BEFORE_EXEC: u32 = 2;
 
 /// Value of the `TARGETS` map; the key is the thread-group id in the initial PID namespace.
 #[repr(C)]

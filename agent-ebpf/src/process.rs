@@ -1,6 +1,8 @@
 //! The life of the processes in scope: fork, exec, exit; and the PID namespaces.
 
-use agent_ebpf::{Counter, ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
+use agent_ebpf::{
+    Counter, ProcessRecord, TARGET_BEFORE_EXEC, TARGET_FOLLOW_CHILDREN, Target, record,
+};
 use aya_ebpf::helpers::generated::bpf_get_current_task;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::raw_tracepoint;
@@ -42,7 +44,11 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let Some(target) = (unsafe { TARGETS.get(tgid) }).copied() else {
         return 0;
     };
-    let _ = TARGETS.insert(tgid, Target { table: 0, ..target }, 0);
+    let started = Target {
+        table: 0,
+        flags: target.flags & !TARGET_BEFORE_EXEC,
+    };
+    let _ = TARGETS.insert(tgid, started, 0);
     send(record::EXEC, tgid, 0, visible(ctx.arg::<u64>(0)));
     0
 }

@@ -244,12 +244,12 @@ impl Process {
     /// When they cannot be read: no permission, or the process is gone.
     pub fn maps(&self) -> Result<Vec<Map>, Error> {
         let path = proc_path(self.pid, "maps");
-        let text = fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => Error::Permission {
+        let text = fs::read(&path).map_err(|source| match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
                 uid: self.uid(),
             },
-            io::ErrorKind::NotFound => Error::NotFound(self.pid),
+            Some(libc::ENOENT | libc::ESRCH) => Error::NotFound(self.pid),
             _ => Error::Read { path, source },
         })?;
         Ok(text

@@ -46,7 +46,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         },
     )?;
     let processes = std::mem::take(&mut subjects.processes);
-    let mut session = loaded.follow(processes, spec.target.children)?;
+    let mut session = loaded.follow(processes, spec.target.follow())?;
     if let Scope::Command(command) = &spec.target.scope
         && let Some(program) = command.first()
     {

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::{Counter, ProcessRecord, record};
+use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
@@ -117,6 +117,15 @@ pub struct Needs {
     pub unused_maps: Vec<&'static [&'static str]>,
 }
 
+/// What is in scope beside the processes themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Follow {
+    /// What they fork, too.
+    pub children: bool,
+    /// Samples only from their next exec on: they are the agent's own children until then.
+    pub from_exec: bool,
+}
+
 /// The bytecode is in the kernel; nothing runs yet.
 pub struct Loaded {
     ebpf: Ebpf,
@@ -173,11 +182,12 @@ impl Loaded {
     }
 
     /// Follows the processes from now on: their life by tracepoints and, where stacks are taken,
-    /// their mappings by the side band. `follow`: what they fork is in scope too.
+    /// their mappings by the side band. A process that has ended meanwhile is left out, but not
+    /// the first.
     ///
     /// # Errors
     /// When the kernel refuses a program or a process.
-    pub fn follow(mut self, targets: Vec<Process>, follow: bool) -> Result<Attached, Error> {
+    pub fn follow(mut self, targets: Vec<Process>, follow: Follow) -> Result<Attached, Error> {
         for (program, hook) in [
             ("process_fork", "sched_process_fork"),
             ("process_exec", "sched_process_exec"),
@@ -197,7 +207,7 @@ impl Loaded {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
             watch: Watch::new()?,
-            targets: Targets::new(scope, Tables::new(tables), follow, self.stacks),
+            targets: Targets::new(scope, Tables::new(tables), follow.children, self.stacks),
             sideband,
             ebpf: self.ebpf,
             kernel: self.kernel,
@@ -208,17 +218,31 @@ impl Loaded {
             attached.watch.add(fd)?;
         }
         attached.watch.add(attached.events.as_raw_fd())?;
+        let flags = if follow.from_exec {
+            TARGET_BEFORE_EXEC
+        } else {
+            0
+        };
         for (process, tgid) in targets.into_iter().zip(tgids) {
+            let others = !attached.targets.list().is_empty();
+            if others && process.has_ended() {
+                continue;
+            }
+            let tgid = tgid.ok_or(Error::NoTgid(process.pid()))?;
             attached.watch.add(process.pidfd().as_raw_fd())?;
-            attached.targets.add(process, tgid)?;
+            match attached.targets.add(process, tgid, flags) {
+                Err(target::Error::Process(process::Error::NotFound(_))) if others => {}
+                added => added?,
+            }
         }
         Ok(attached)
     }
 
-    /// The thread-group ids of the targets in the initial PID namespace.
-    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<u32>, Error> {
+    /// The thread-group ids of the targets in the initial PID namespace; `None` where there is no
+    /// such process any more.
+    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<Option<u32>>, Error> {
         if self.kernel.ns_level == 0 {
-            return Ok(targets.iter().map(Process::pid).collect());
+            return Ok(targets.iter().map(|process| Some(process.pid())).collect());
         }
         let mut wanted: BpfMap<MapData, u32, u32> = take(&mut self.ebpf, "WANTED")?;
         for process in targets {
@@ -227,17 +251,8 @@ impl Loaded {
                 .map_err(|_| Error::Map("WANTED"))?;
         }
         run_task_iterator(&mut self.ebpf)?;
-        targets
-            .iter()
-            .map(|process| {
-                let tgid = wanted.get(&process.pid(), 0).unwrap_or(0);
-                if tgid == 0 {
-                    Err(Error::NoTgid(process.pid()))
-                } else {
-                    Ok(tgid)
-                }
-            })
-            .collect()
+        let id = |process: &Process| wanted.get(&process.pid(), 0).ok().filter(|&id| id != 0);
+        Ok(targets.iter().map(id).collect())
     }
 }
 

@@ -129,20 +129,21 @@ impl Targets {
         }
     }
 
-    /// Takes a process into scope: from now on its samples are kept.
+    /// Takes a process into scope: from now on its samples are kept. `flags`: further
+    /// `TARGET_…` flags.
     ///
     /// # Errors
     /// When its mappings cannot be read or the kernel refuses the entry.
-    pub fn add(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
+    pub fn add(&mut self, process: Process, tgid: u32, flags: u32) -> Result<(), Error> {
         if !self.mappings {
             let index = self.track(process.pid(), tgid, Some(process), None, 0);
-            return self.enter_scope(index);
+            return self.enter_scope(index, flags);
         }
         let maps = process.maps()?;
         let slot = self.tables.reserve()?;
         let index = self.track(process.pid(), tgid, Some(process), None, slot);
         self.set_maps(index, maps)?;
-        self.enter_scope(index)
+        self.enter_scope(index, flags)
     }
 
     /// `parent`: whose files a process has that is already gone.
@@ -182,17 +183,13 @@ impl Targets {
         index
     }
 
-    fn enter_scope(&mut self, index: usize) -> Result<(), Error> {
+    fn enter_scope(&mut self, index: usize, flags: u32) -> Result<(), Error> {
         let Some(tracked) = self.list.get(index) else {
             return Ok(());
         };
         let target = Target {
             table: u32::from(tracked.slot),
-            flags: if self.follow {
-                TARGET_FOLLOW_CHILDREN
-            } else {
-                0
-            },
+            flags: self.follow_flag() | flags,
         };
         self.scope
             .insert(tracked.tgid, target.words(), 0)
@@ -344,6 +341,14 @@ impl Targets {
         self.point_to_table(index)
     }
 
+    fn follow_flag(&self) -> u32 {
+        if self.follow {
+            TARGET_FOLLOW_CHILDREN
+        } else {
+            0
+        }
+    }
+
     /// Points a live scope entry at the process's own table; one that ended is not put back.
     fn point_to_table(&mut self, index: usize) -> Result<(), Error> {
         const BPF_EXIST: u64 = 2;
@@ -352,11 +357,7 @@ impl Targets {
         };
         let target = Target {
             table: u32::from(tracked.slot),
-            flags: if self.follow {
-                TARGET_FOLLOW_CHILDREN
-            } else {
-                0
-            },
+            flags: self.follow_flag(),
         };
         // Gone from the scope: it has ended meanwhile.
         let _ = self.scope.insert(tracked.tgid, target.words(), BPF_EXIST);
