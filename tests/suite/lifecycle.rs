@@ -102,12 +102,16 @@ fn threads_that_start_and_end() {
     let profile = Agent::standard(target.pid()).run_to_profile();
     profile.assert_complete(ENOUGH);
     profile.assert_names(&["thread_work"]);
-    let named = profile.count(|stack| stack.thread.starts_with("short-"));
-    assert!(
-        named as f64 >= 0.9 * profile.samples() as f64,
-        "{named} of {}",
-        profile.samples()
-    );
+    // A thread has its name before it calls this: not one sample may have another's.
+    let works = |stack: &Stack| {
+        profile
+            .names_of(stack)
+            .iter()
+            .any(|name| name == "thread_work")
+    };
+    let misnamed = |stack: &Stack| works(stack) && !stack.thread.starts_with("short-");
+    assert_eq!(profile.count(misnamed), 0, "{}", profile.explain());
+    assert!(profile.count(works) > ENOUGH / 2, "{}", profile.explain());
     let threads: std::collections::BTreeSet<_> =
         profile.stacks.iter().map(|stack| stack.tid).collect();
     assert!(
