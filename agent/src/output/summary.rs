@@ -264,7 +264,13 @@ fn beyond_the_sum(profile: &Profile) -> Vec<String> {
     // A clock that starts and stops is off by a few; a throttled one by far more.
     if missing * 50 > accounting.expected_ticks {
         let expected = accounting.expected_ticks;
-        parts.push(format!("{missing} of {expected} expected ticks never came"));
+        let halted = match profile.facts.event.as_str() {
+            "cycles" => " (a halted CPU has no cycles)",
+            _ => "",
+        };
+        parts.push(format!(
+            "{missing} of {expected} expected ticks never came{halted}"
+        ));
     }
     if accounting.recursion_misses > 0 {
         parts.push(format!(
