@@ -704,7 +704,7 @@ fn other_processes_are_not_counted() {
 fn the_end_of_the_target_ends_the_run() {
     let _alone = alone();
     // On one CPU the flood leaves the agent little time to attach.
-    let life = if in_vm() { "12" } else { "3" };
+    let life = if crate::harness::in_vm() { "12" } else { "3" };
     let target = Target::run(Command::new(program("sys_flood")).args([life, "1000000000"]));
     let running = Agent::syscalls()
         .args([
