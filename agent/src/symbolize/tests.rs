@@ -7,6 +7,7 @@
 
 mod big;
 mod hostile;
+mod image;
 mod layouts;
 
 use std::fs::{self, File};

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use super::image::{Part, file_header, image, section_header};
 use super::*;
 
 /// A small generator of numbers (xorshift), the same on every run.
@@ -134,4 +135,21 @@ fn bombs() {
     let begin = Instant::now();
     assert_eq!(program.name(&[0x10])[0].len(), 1);
     assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+/// Names of sections that never end.
+#[test]
+fn section_names_are_cut_before_they_are_searched() {
+    const COUNT: u16 = 4000;
+    const NAMES: u64 = 1 << 20;
+    let end = 64 * (u64::from(COUNT) + 1);
+    let header = section_header(0, object::elf::SHT_STRTAB, 0, end, NAMES, 0);
+    let mut bytes = file_header(64, COUNT, 1);
+    bytes.extend(header.repeat(usize::from(COUNT)));
+    bytes.extend(vec![b'x'; NAMES as usize]);
+    let begin = Instant::now();
+    let elf = Elf::parse(Source::Bytes(bytes)).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert_eq!(elf.sections.len(), usize::from(COUNT));
+    assert_eq!(elf.sections[7].name, "x".repeat(64));
 }
