@@ -7,7 +7,7 @@
 
 mod big;
 mod hostile;
-mod image;
+pub(super) mod image;
 mod layouts;
 
 use std::fs::{self, File};
@@ -119,6 +119,7 @@ impl Program {
             "program",
             debug,
             addresses,
+            &Budget::start(),
         )
     }
 }

@@ -54,10 +54,10 @@ pub(super) fn sites(
     elf: &Elf<'_>,
     alternate: Option<&Elf<'_>>,
     addresses: &[u64],
+    clock: &Clock,
 ) -> Vec<Vec<Site>> {
-    let clock = Clock::start();
     let first = Sections::of(elf);
-    let plan = Units::new(&first.dwarf(), &clock).covering(addresses);
+    let plan = Units::new(&first.dwarf(), clock).covering(addresses);
     let mut sites = vec![Vec::new(); addresses.len()];
     let mut rest = plan.as_slice();
     while !rest.is_empty() && !clock.is_over() {
@@ -71,7 +71,7 @@ pub(super) fn sites(
         // The pages read for a batch go with it. What had to be unpacked whole stays.
         let fresh = (!first.is_packed()).then(|| Sections::of(elf));
         let sections = fresh.as_ref().unwrap_or(&first);
-        describe_batch(sections, alternate, batch, addresses, &mut sites, &clock);
+        describe_batch(sections, alternate, batch, addresses, &mut sites, clock);
         rest = later;
     }
     sites

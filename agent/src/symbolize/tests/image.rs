@@ -6,16 +6,16 @@ use object::elf::{SHN_XINDEX, SHT_PROGBITS, SHT_STRTAB};
 const HEADER: usize = 64;
 
 /// A section to be written.
-pub(super) struct Part<'p> {
-    pub(super) name: &'p str,
-    pub(super) kind: u32,
-    pub(super) flags: u64,
-    pub(super) bytes: Vec<u8>,
-    pub(super) link: u32,
+pub(in crate::symbolize) struct Part<'p> {
+    pub(in crate::symbolize) name: &'p str,
+    pub(in crate::symbolize) kind: u32,
+    pub(in crate::symbolize) flags: u64,
+    pub(in crate::symbolize) bytes: Vec<u8>,
+    pub(in crate::symbolize) link: u32,
 }
 
 impl<'p> Part<'p> {
-    pub(super) fn new(name: &'p str, bytes: Vec<u8>) -> Self {
+    pub(in crate::symbolize) fn new(name: &'p str, bytes: Vec<u8>) -> Self {
         Part {
             name,
             kind: SHT_PROGBITS,
@@ -27,7 +27,7 @@ impl<'p> Part<'p> {
 }
 
 /// The header of a section.
-pub(super) fn section_header(
+pub(in crate::symbolize) fn section_header(
     name: u32,
     kind: u32,
     flags: u64,
@@ -49,7 +49,7 @@ pub(super) fn section_header(
 
 /// The header of an x86-64 file whose `count` section headers start at `offset`; `names` is the
 /// index of the table of their names.
-pub(super) fn file_header(offset: u64, count: u16, names: u16) -> Vec<u8> {
+pub(in crate::symbolize) fn file_header(offset: u64, count: u16, names: u16) -> Vec<u8> {
     assert!(names < SHN_XINDEX);
     let mut header = b"\x7fELF\x02\x01\x01".to_vec();
     header.resize(16, 0);
@@ -64,7 +64,7 @@ pub(super) fn file_header(offset: u64, count: u16, names: u16) -> Vec<u8> {
 }
 
 /// A file with these sections, whose indices start at 1.
-pub(super) fn image(parts: &[Part<'_>]) -> Vec<u8> {
+pub(in crate::symbolize) fn image(parts: &[Part<'_>]) -> Vec<u8> {
     let count = parts.len() + 2;
     let mut headers = vec![0; HEADER];
     let mut contents = Vec::new();
