@@ -25,6 +25,11 @@ pub fn give_up() {
     GIVEN_UP.store(true, Ordering::Relaxed);
 }
 
+/// Whether [`give_up`] was called.
+pub(super) fn has_given_up() -> bool {
+    GIVEN_UP.load(Ordering::Relaxed)
+}
+
 /// The time that the modules of a run have together, from its start on.
 #[derive(Clone, Debug)]
 pub struct Budget {
@@ -60,6 +65,7 @@ pub(super) struct Clock {
     given_up: &'static AtomicBool,
     steps: Cell<u32>,
     over: Cell<bool>,
+    cut: Cell<bool>,
 }
 
 impl Clock {
@@ -79,6 +85,7 @@ impl Clock {
             given_up: budget.given_up,
             steps: Cell::new(0),
             over: Cell::new(false),
+            cut: Cell::new(false),
         }
     }
 
@@ -98,9 +105,14 @@ impl Clock {
         self.over.get()
     }
 
-    /// Whether anybody was told that time is up.
+    /// Notes that something was left out for want of memory.
+    pub(super) fn cut(&self) {
+        self.cut.set(true);
+    }
+
+    /// Whether anybody was told that time is up, or something was left out.
     pub(super) fn has_cut(&self) -> bool {
-        self.over.get()
+        self.over.get() || self.cut.get()
     }
 }
 

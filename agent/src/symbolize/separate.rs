@@ -5,7 +5,7 @@ use std::fs::File;
 
 use super::clock::Clock;
 use super::debug_files::{DebugFiles, Wanted};
-use super::decompress;
+use super::decompress::{self, Failure, Unpacked};
 use super::dwarf;
 use super::elf::Elf;
 use super::source::Source;
@@ -38,7 +38,7 @@ impl<'a> Separate<'a> {
         if separate.debug.is_none() && !symtab::has_symtab(elf) {
             separate.mini = elf
                 .contents(".gnu_debugdata", MAX_MINI)
-                .and_then(|packed| decompress::mini_debug_info(&packed))
+                .and_then(|packed| mini(&packed, clock))
                 .and_then(|bytes| Elf::parse(Source::Bytes(bytes)));
         }
         separate.alternate = match own {
@@ -72,6 +72,14 @@ impl<'a> Separate<'a> {
         };
         order.into_iter().flatten()
     }
+}
+
+fn mini(packed: &[u8], clock: &Clock) -> Option<Unpacked> {
+    let unpacked = decompress::mini_debug_info(packed, &decompress::MEMORY);
+    if unpacked.as_ref().err() == Some(&Failure::TooMuch) {
+        clock.cut();
+    }
+    unpacked.ok()
 }
 
 fn debug_file<'a>(elf: &Elf<'_>, files: &dyn DebugFiles, clock: &Clock) -> Option<Elf<'a>> {

@@ -74,6 +74,7 @@ pub(super) fn sites(
         describe_batch(sections, alternate, batch, addresses, &mut sites, clock);
         rest = later;
     }
+    first.note_refusals(clock);
     sites
 }
 
@@ -109,6 +110,9 @@ fn describe_batch(
         for (index, found) in wanted.into_iter().zip(described) {
             sites[index] = found;
         }
+    }
+    for sections in [Some(sections), alternate.as_ref()].into_iter().flatten() {
+        sections.note_refusals(clock);
     }
 }
 
@@ -185,6 +189,13 @@ impl<'a> Sections<'a> {
         ];
         let contents = used.map(|id| (id, Contents::of(elf, id.name())));
         Sections(contents.into_iter().collect(), Contents::of(elf, ""))
+    }
+
+    /// Notes whether a section asked for too much memory.
+    fn note_refusals(&self, clock: &Clock) {
+        if self.0.values().any(Contents::was_refused) {
+            clock.cut();
+        }
     }
 
     /// Whether `.debug_info` is compressed.

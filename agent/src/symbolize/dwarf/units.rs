@@ -319,6 +319,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::super::clock::Budget;
+    use super::super::super::decompress::Unpacked;
     use super::super::super::elf::Elf;
     use super::super::super::source::Source;
     use super::super::super::tests::image::{Part, image};
@@ -337,7 +338,7 @@ mod tests {
             set
         });
         let bytes = image(&[Part::new(".debug_aranges", sets.collect())]);
-        let elf = Elf::parse(Source::Bytes(bytes)).unwrap();
+        let elf = Elf::parse(Source::Bytes(Unpacked::of(bytes))).unwrap();
         let sections = Sections::of(&elf);
         let dwarf = sections.dwarf();
         for (time, expected) in [(Duration::from_secs(3600), 100), (Duration::ZERO, 1)] {

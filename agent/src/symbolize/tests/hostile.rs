@@ -149,7 +149,7 @@ fn section_names_are_cut_before_they_are_searched() {
     bytes.extend(header.repeat(usize::from(COUNT)));
     bytes.extend(vec![b'x'; NAMES as usize]);
     let begin = Instant::now();
-    let elf = Elf::parse(Source::Bytes(bytes)).unwrap();
+    let elf = Elf::parse(Source::Bytes(decompress::Unpacked::of(bytes))).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(1));
     assert_eq!(elf.sections.len(), usize::from(COUNT));
     assert_eq!(elf.sections[7].name, "x".repeat(64));
@@ -222,4 +222,22 @@ fn a_used_up_budget_leaves_the_rest_without_names() {
         let budget = Budget::lasting(time, given_up);
         assert_eq!(reason(&file, &NoDebugFiles, &budget), Some(expected));
     }
+}
+
+/// Debug information that unpacks to a thousand times its size.
+#[test]
+fn a_packed_section_that_asks_for_too_much() {
+    let zeros = vec![0; 2 << 20];
+    let mut packed = Vec::new();
+    for field in [1_u64, zeros.len() as u64, 1] {
+        packed.extend(field.to_le_bytes());
+    }
+    let mut encoder = flate2::write::ZlibEncoder::new(packed, flate2::Compression::default());
+    encoder.write_all(&zeros).unwrap();
+    let mut info = Part::new(".debug_info", encoder.finish().unwrap());
+    info.flags = u64::from(object::elf::SHF_COMPRESSED);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&image(&[info])).unwrap();
+    let found = reason(&file, &NoDebugFiles, &Budget::start());
+    assert_eq!(found, Some(Unnamed::GaveUp));
 }
