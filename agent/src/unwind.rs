@@ -46,6 +46,9 @@ pub enum Error {
     /// More rows than a table can hold.
     #[error("more than {MAX_ROWS} unwind rows")]
     TooManyRows,
+    /// A library that parses it panicked.
+    #[error("the unwind information is malformed in a way that was not foreseen")]
+    Panicked,
 }
 
 /// What a table was built from.
