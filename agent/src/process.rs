@@ -3,15 +3,18 @@
 
 pub mod descriptor;
 pub mod library;
+pub mod regular;
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+
+use regular::Last;
 
 /// Why a process cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -307,16 +310,15 @@ impl Process {
             .collect()
     }
 
-    /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace.
+    /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace; no
+    /// link of that name.
     pub fn open_perf_map(&self) -> Option<File> {
-        let path = self
-            .root
-            .path()
-            .join(format!("tmp/perf-{}.map", self.own_pid));
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(path)
+        self.root
+            .open(
+                Path::new(&format!("/tmp/perf-{}.map", self.own_pid)),
+                Last::NoLink,
+                |_| true,
+            )
             .ok()
     }
 }
@@ -339,10 +341,7 @@ impl PartialEq for Root {
 impl Root {
     /// That of a process.
     fn of(pid: u32) -> Self {
-        let dir = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
-            .open(proc_path(pid, "root"));
+        let dir = regular::hold_directory(&proc_path(pid, "root"));
         let dir = dir.ok().map(Arc::new);
         let id = dir.as_deref().and_then(place);
         Self { dir, id }
@@ -363,11 +362,26 @@ impl Root {
     /// `None` when it cannot be had, or what is found is not what is mapped.
     pub fn open_mapped(&self, pid: u32, map: &Map) -> Option<File> {
         let exact = proc_path(pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
-        let path = Path::new(&map.path);
-        let visible = self.path().join(path.strip_prefix("/").ok()?);
-        [exact, visible]
-            .iter()
-            .find_map(|path| open_regular(path, map.file.inode))
+        let mapped = |meta: &fs::Metadata| meta.ino() == map.file.inode;
+        regular::open_at(&exact, mapped)
+            .or_else(|_| self.open(Path::new(&map.path), Last::MayBeLink, mapped))
+            .ok()
+    }
+
+    /// Opens a regular file as the process would find it.
+    fn open(
+        &self,
+        path: &Path,
+        last: Last,
+        accept: impl FnOnce(&fs::Metadata) -> bool,
+    ) -> io::Result<File> {
+        match &self.dir {
+            Some(root) => regular::open_beneath(root.as_fd(), path, last, accept),
+            None => {
+                let root = regular::hold_directory(Path::new("/"))?;
+                regular::open_beneath(root.as_fd(), path, last, accept)
+            }
+        }
     }
 }
 
@@ -382,7 +396,7 @@ pub fn program_file(program: &Path) -> Option<(File, Map)> {
             .map(|directory| directory.join(program))
             .find_map(|path| fs::canonicalize(path).ok())?
     };
-    let file = open_regular(&path, fs::metadata(&path).ok()?.ino())?;
+    let file = regular::open_at(&path, |_| true).ok()?;
     let meta = file.metadata().ok()?;
     let map = Map {
         start: 0,
@@ -455,17 +469,6 @@ pub fn restore_open_files() {
         // SAFETY: the call reads the structure only.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
     }
-}
-
-fn open_regular(path: &Path, inode: u64) -> Option<File> {
-    // O_NONBLOCK: a fifo that took the file's place must not hold us up.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-        .open(path)
-        .ok()?;
-    let meta = file.metadata().ok()?;
-    (meta.is_file() && meta.ino() == inode).then_some(file)
 }
 
 fn proc_path(pid: u32, name: &str) -> PathBuf {
@@ -692,6 +695,42 @@ mod tests {
         assert!(process.root().open_mapped(process.pid(), map).is_some());
         assert!(!process.has_ended());
         assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
+    }
+
+    #[test]
+    fn what_took_the_place_of_a_mapped_file_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = regular::hold_directory(directory.path()).unwrap();
+        let root = Root {
+            dir: Some(Arc::new(held)),
+            id: None,
+        };
+        let pipe = directory.path().join("lib.so");
+        let released = regular::tests::releases_a_writer(&pipe, || {
+            let mut map = parse_map(b"1000-2000 r-xp 00000000 00:00 0 /lib.so").unwrap();
+            map.file.inode = fs::metadata(&pipe).unwrap().ino();
+            assert!(root.open_mapped(std::process::id(), &map).is_none());
+        });
+        assert!(!released);
+    }
+
+    #[test]
+    fn a_perf_map_is_looked_for_in_the_root_of_its_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = Process::open(std::process::id()).unwrap();
+        let held = regular::hold_directory(directory.path()).unwrap();
+        process.root.dir = Some(Arc::new(held));
+        fs::create_dir(directory.path().join("its")).unwrap();
+        std::os::unix::fs::symlink("/its", directory.path().join("tmp")).unwrap();
+        let name = format!("perf-{}.map", process.own_pid);
+        let map = directory.path().join("its").join(name);
+        let released = regular::tests::releases_a_writer(&map, || {
+            assert!(process.open_perf_map().is_none());
+        });
+        assert!(!released);
+        fs::remove_file(&map).unwrap();
+        fs::write(&map, "").unwrap();
+        assert!(process.open_perf_map().is_some());
     }
 
     #[test]
