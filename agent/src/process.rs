@@ -3,7 +3,9 @@
 
 pub mod descriptor;
 pub mod library;
+mod own;
 pub mod regular;
+mod root;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -12,9 +14,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 
+pub use own::{
+    bpf_map_bytes, bpf_recursion_misses, monotonic_ns, own_usage, raise_open_files,
+    restore_open_files, without_opening_files,
+};
 use regular::Last;
+pub use root::Root;
 
 /// Why a process cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -323,68 +329,6 @@ impl Process {
     }
 }
 
-/// The root directory that a process sees, in its mount namespace. Two are equal if they are the
-/// same directory of the same mount.
-#[derive(Clone, Debug, Default)]
-pub struct Root {
-    dir: Option<Arc<File>>,
-    /// Device (major, minor), inode, and mount (`statx(2)`, 5.8).
-    id: Option<(u32, u32, u64, u64)>,
-}
-
-impl PartialEq for Root {
-    fn eq(&self, other: &Self) -> bool {
-        self.id == other.id && self.dir.is_some() == other.dir.is_some()
-    }
-}
-
-impl Root {
-    /// That of a process.
-    fn of(pid: u32) -> Self {
-        let dir = regular::hold_directory(&proc_path(pid, "root"));
-        let dir = dir.ok().map(Arc::new);
-        let id = dir.as_deref().and_then(place);
-        Self { dir, id }
-    }
-
-    /// A path that leads there: the agent's own root directory where the process's could not be
-    /// opened.
-    pub fn path(&self) -> PathBuf {
-        match &self.dir {
-            Some(root) => PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
-            None => PathBuf::from("/"),
-        }
-    }
-
-    /// Opens the very file that is mapped: also a deleted one, one in another mount namespace, or
-    /// one that was replaced since, as long as the process that maps it lives.
-    ///
-    /// `None` when it cannot be had, or what is found is not what is mapped.
-    pub fn open_mapped(&self, pid: u32, map: &Map) -> Option<File> {
-        let exact = proc_path(pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
-        let mapped = |meta: &fs::Metadata| meta.ino() == map.file.inode;
-        regular::open_at(&exact, mapped)
-            .or_else(|_| self.open(Path::new(&map.path), Last::MayBeLink, mapped))
-            .ok()
-    }
-
-    /// Opens a regular file as the process would find it.
-    fn open(
-        &self,
-        path: &Path,
-        last: Last,
-        accept: impl FnOnce(&fs::Metadata) -> bool,
-    ) -> io::Result<File> {
-        match &self.dir {
-            Some(root) => regular::open_beneath(root.as_fd(), path, last, accept),
-            None => {
-                let root = regular::hold_directory(Path::new("/"))?;
-                regular::open_beneath(root.as_fd(), path, last, accept)
-            }
-        }
-    }
-}
-
 /// The program of a command line as the agent finds it, and its interpreter's file: what will be
 /// mapped first when it is executed.
 pub fn program_file(program: &Path) -> Option<(File, Map)> {
@@ -420,55 +364,9 @@ pub fn own_maps() -> Vec<Map> {
         .collect()
 }
 
-/// Which directory of which mount this is.
-fn place(dir: &File) -> Option<(u32, u32, u64, u64)> {
-    // SAFETY: all-zero is a valid value of the structure.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: an open descriptor, an empty path, and a structure for the result.
-    let failed = unsafe {
-        libc::statx(
-            dir.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_INO | libc::STATX_MNT_ID,
-            &raw mut found,
-        )
-    };
-    let device = (found.stx_dev_major, found.stx_dev_minor);
-    (failed == 0).then_some((device.0, device.1, found.stx_ino, found.stx_mnt_id))
-}
-
 /// Whether there is no process of this id.
 pub fn is_gone(pid: u32) -> bool {
     !proc_path(pid, "").exists()
-}
-
-/// The limit of open files that this process was started with.
-static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
-
-/// Allows this process as many open files as it may have: it holds the files of every module, and
-/// a descriptor for each process in scope.
-pub fn raise_open_files() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the call writes the structure only.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
-        let before = *OPEN_FILES.get_or_init(|| limit);
-        limit.rlim_cur = before.rlim_max;
-        // SAFETY: the call reads the structure only.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    }
-}
-
-/// Undoes [`raise_open_files`], in a new process before it executes its program. Only
-/// async-signal-safe calls are made.
-pub fn restore_open_files() {
-    if let Some(limit) = OPEN_FILES.get() {
-        // SAFETY: the call reads the structure only.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
-    }
 }
 
 fn proc_path(pid: u32, name: &str) -> PathBuf {
@@ -486,84 +384,6 @@ fn namespace_pid(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(proc_path(pid, "status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()
-}
-
-/// What the agent's own process has taken so far: CPU seconds, and peak resident bytes.
-pub fn own_usage() -> (f64, u64) {
-    // SAFETY: all-zero is a valid value of this plain structure.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure is ours.
-    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    (
-        seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        usage.ru_maxrss as u64 * 1024,
-    )
-}
-
-/// Sum of one field over the descriptors of BPF objects that this process holds open
-/// (`/proc/self/fdinfo`, kernel/bpf/syscall.c).
-fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
-    let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
-        .filter(|text| text.lines().any(|line| line.starts_with(kind)))
-        .filter_map(|text| {
-            let line = text.lines().find(|line| line.starts_with(field))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        })
-        .sum()
-}
-
-/// Now, in nanoseconds of the monotonic clock, which is also that of the kernel programs.
-pub fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the structure is ours; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-/// Bytes of memory of the BPF maps that this process holds open.
-pub fn bpf_map_bytes() -> u64 {
-    bpf_fdinfo("map_type:", "memlock:")
-}
-
-/// Times the kernel skipped a BPF program of this process because it would have nested.
-pub fn bpf_recursion_misses() -> u64 {
-    bpf_fdinfo("prog_type:", "recursion_misses:")
-}
-
-/// Runs `work` while this process can open no file: aya's loader reads and parses the kernel's BTF
-/// when it is made, 20 ms and 20 MB that nobody needs, and takes it well if that fails.
-///
-/// Descriptors that are open stay open. To be called before other threads are started.
-pub fn without_opening_files<T>(work: impl FnOnce() -> T) -> T {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the structure is ours.
-    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        ..limit
-    };
-    if known {
-        // SAFETY: as above; the hard limit stays as it is.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
-    }
-    let result = work();
-    if known {
-        // SAFETY: as above.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    }
-    result
 }
 
 /// Whether the agent runs in the initial PID namespace.
@@ -654,6 +474,8 @@ pub fn kallsyms() -> io::Result<File> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]

@@ -5,13 +5,15 @@
 pub mod btf;
 pub mod deferred;
 pub mod modules;
+pub mod records;
 pub mod sideband;
 mod tables;
 pub mod target;
+mod watch;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,15 +22,15 @@ use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::preflight::Kernel;
 use crate::process::{self, Process};
 use deferred::Deferred;
+use records::{Counters, owner, process_record};
 use sideband::{Event, Sideband};
 use tables::Tables;
 use target::{Maps, Targets};
+use watch::Watch;
 
 /// The compiled kernel programs.
 static BYTECODE: &[u8] = aya::include_bytes_aligned!("../../bpf/agent.bpf.o");
@@ -167,7 +169,7 @@ impl Loaded {
             loader.override_global(name, value, true);
         }
         loader.override_global("HASH_SEED", &globals.hash_seed, true);
-        let loaded_at = target::now();
+        let loaded_at = process::monotonic_ns();
         loader.override_global("LOADED_AT", &loaded_at, true);
         if !needs.stacks {
             for map in ["TABLES", "SEEN"] {
@@ -335,69 +337,6 @@ fn run_task_iterator(ebpf: &mut Ebpf) -> Result<(), Error> {
         .into_file()
         .map_err(|error| read(io::Error::other(error)))?;
     io::copy(&mut file, &mut io::sink()).map(drop).map_err(read)
-}
-
-/// Descriptors that wake the run: one epoll instance for them all.
-struct Watch {
-    epoll: AsyncFd<OwnedFd>,
-}
-
-impl Watch {
-    fn new() -> Result<Self, Error> {
-        let failed = |source| Error::Io {
-            what: "cannot make an epoll instance",
-            source,
-        };
-        // SAFETY: takes a flag, returns a new descriptor.
-        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        if fd < 0 {
-            return Err(failed(io::Error::last_os_error()));
-        }
-        // SAFETY: the kernel has just given this descriptor to us alone.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: the descriptor belongs to the `AsyncFd` from now on and stays open with it.
-        let epoll = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        Ok(Self {
-            epoll: epoll.map_err(|error| failed(error.into()))?,
-        })
-    }
-
-    /// Edge-triggered: what is not taken in now is taken in at the next tick.
-    fn add(&self, fd: RawFd) -> Result<(), Error> {
-        let mut event = libc::epoll_event {
-            events: (libc::EPOLLIN | libc::EPOLLET) as u32,
-            u64: 0,
-        };
-        // SAFETY: both descriptors are open, the event is initialised.
-        let done = unsafe {
-            libc::epoll_ctl(
-                self.epoll.as_raw_fd(),
-                libc::EPOLL_CTL_ADD,
-                fd,
-                &raw mut event,
-            )
-        };
-        if done < 0 {
-            let source = io::Error::last_os_error();
-            return Err(Error::Io {
-                what: "cannot watch a descriptor",
-                source,
-            });
-        }
-        Ok(())
-    }
-
-    /// Returns once one of them has news.
-    async fn ready(&self) {
-        if let Ok(mut guard) = self.epoll.readable().await {
-            let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
-            // SAFETY: the array is as long as said; no waiting.
-            while unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), 16, 0) }
-                > 0
-            {}
-            guard.clear_ready();
-        }
-    }
 }
 
 /// The processes are followed, and what probes are attached are running.
@@ -640,45 +579,3 @@ impl Attached {
 
 /// Bytes that the ring buffer puts before each record (`BPF_RINGBUF_HDR_SZ`).
 const RING_HEADER: u64 = 8;
-
-/// The `u32` at an offset. Every record begins with its kind.
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// The process that a record is about, where such a record names it.
-fn owner(bytes: &[u8]) -> Option<u32> {
-    match word(bytes, 0)? {
-        record::STACK
-        | record::SAMPLE
-        | record::DEFERRED
-        | record::SYSCALL
-        | record::SYSCALL_STACK => word(bytes, 4),
-        _ => None,
-    }
-}
-
-fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
-    let kind = word(bytes, 0)?;
-    if !matches!(kind, record::FORK | record::EXEC | record::EXIT) {
-        return None;
-    }
-    Some(ProcessRecord {
-        kind,
-        tgid: word(bytes, 4)?,
-        parent: word(bytes, 8)?,
-        visible: word(bytes, 12)?,
-        time: u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?),
-    })
-}
-
-/// The kernel's counters at one moment.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters([u64; Counter::ALL.len()]);
-
-impl Counters {
-    /// The value of one.
-    pub fn get(&self, counter: Counter) -> u64 {
-        self.0.get(counter as usize).copied().unwrap_or(0)
-    }
-}

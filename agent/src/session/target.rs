@@ -1,4 +1,6 @@
-//! Which processes are in scope, and what each has mapped: follows fork, exec, mmap and exit.
+//! Which processes are in scope, and what each has mapped.
+
+mod life;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
@@ -6,13 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent_ebpf::Target;
 use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
-use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
 use aya::maps::{HashMap as BpfMap, MapData};
 
 use super::deferred::Code;
 use super::modules::{Built, Module, Modules, Origin};
-use super::sideband::Event;
 use super::tables::{self, Tables};
 use crate::process::{self, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
@@ -55,17 +56,6 @@ impl Tracked {
                 None => process::is_gone(self.pid),
             }
     }
-}
-
-/// Nanoseconds of the monotonic clock, as the side band's events have them.
-pub(super) fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the call writes the structure only.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// What a process has mapped to execute, by address, each with its module.
@@ -164,7 +154,7 @@ impl Targets {
     /// When its mappings cannot be read or the kernel refuses the entry.
     pub fn add(&mut self, process: Process, tgid: u32, flags: u32) -> Result<(), Error> {
         let maps = match self.mappings {
-            true => Some((now(), process.maps()?)),
+            true => Some((process::monotonic_ns(), process.maps()?)),
             false => None,
         };
         let index = self.track(process.pid(), tgid, Some(process), None);
@@ -421,219 +411,6 @@ impl Targets {
             targets: self,
             maps,
         }
-    }
-
-    /// Takes in what a kernel program told of a process's life.
-    pub fn on_process(&mut self, event: &ProcessRecord) {
-        let done = match event.kind {
-            record::FORK => {
-                self.on_fork(event);
-                Ok(())
-            }
-            record::EXEC => self.on_exec(event.tgid),
-            _ => {
-                self.on_exit(event.tgid);
-                Ok(())
-            }
-        };
-        self.note_failure(done);
-    }
-
-    fn note_failure(&mut self, done: Result<(), Error>) {
-        if let Err(error) = done {
-            *self.notes.entry(error.to_string()).or_default() += 1;
-        }
-    }
-
-    /// The child shares its parent's mapping table, as a copy of its address space, until it maps
-    /// or executes something itself.
-    fn on_fork(&mut self, event: &ProcessRecord) {
-        let Some(&parent) = self.by_tgid.get(&event.parent) else {
-            return;
-        };
-        if self
-            .by_tgid
-            .get(&event.tgid)
-            .is_some_and(|&index| !self.list[index].is_over())
-        {
-            return;
-        }
-        let process = Process::open(event.visible).ok();
-        let index = self.track(event.visible, event.tgid, process, Some(parent));
-        let (slot, maps, comm, exe) = {
-            let parent = &self.list[parent];
-            let maps = Arc::clone(&parent.maps);
-            (parent.slot, maps, parent.comm.clone(), parent.exe.clone())
-        };
-        let child = &mut self.list[index];
-        (child.slot, child.maps, child.comm) = (slot, maps, comm);
-        child.exe = child.exe.take().or(exe);
-        if !self.mappings {
-            return;
-        }
-        if self.list[parent].changed || slot == 0 {
-            self.list[index].changed = true;
-            self.enqueue(index);
-        }
-        self.tables.share(slot);
-        let executed = |target: [u32; 2]| target[0] == 0;
-        if !self.scope.get(&event.tgid, 0).is_ok_and(executed) {
-            self.point_to_table(index);
-        }
-    }
-
-    fn follow_flag(&self) -> u32 {
-        if self.follow {
-            TARGET_FOLLOW_CHILDREN
-        } else {
-            0
-        }
-    }
-
-    /// Points a live scope entry at the process's own table; one that ended is not put back.
-    fn point_to_table(&mut self, index: usize) {
-        const BPF_EXIST: u64 = 2;
-        let Some(tracked) = self.list.get(index) else {
-            return;
-        };
-        let target = Target {
-            table: u32::from(tracked.slot),
-            flags: self.follow_flag() | tracked.flags,
-        };
-        // Gone from the scope: it has ended meanwhile.
-        let _ = self.scope.insert(tracked.tgid, target.words(), BPF_EXIST);
-    }
-
-    fn on_exec(&mut self, tgid: u32) -> Result<(), Error> {
-        let Some(&index) = self.by_tgid.get(&tgid) else {
-            return Ok(());
-        };
-        let tracked = &mut self.list[index];
-        if let Some(process) = &mut tracked.process {
-            process.renew_root();
-            let root = process.root().clone();
-            let origin = self.origin(self.list[index].pid, &root);
-            if let Some(process) = &mut self.list[index].process {
-                process.share_root(&origin.root);
-            }
-            self.list[index].origin = origin;
-        }
-        let tracked = &mut self.list[index];
-        tracked.flags = 0;
-        let process = tracked.process.as_ref();
-        tracked.exe = process
-            .and_then(Process::exe)
-            .map(|path| path.to_string_lossy().into_owned());
-        if let Some(stat) = process.and_then(|process| process.stat().ok()) {
-            tracked.comm = stat.comm;
-        }
-        if !self.mappings {
-            return Ok(());
-        }
-        // A slot of its own again: walks under way keep the old program's table.
-        self.tables.give_back(std::mem::take(&mut tracked.slot));
-        let read_at = now();
-        if let Some(Ok(maps)) = process.map(Process::maps) {
-            return self.set_maps(index, maps, read_at);
-        }
-        // It is gone already: what it mapped is known from the side band.
-        tracked.changed = true;
-        self.enqueue(index);
-        Ok(())
-    }
-
-    /// It stays known by its ids until another process has them: records of it may still come.
-    fn on_exit(&mut self, tgid: u32) {
-        if let Some(&index) = self.by_tgid.get(&tgid) {
-            let tracked = &mut self.list[index];
-            tracked.ended = true;
-            tracked.maps = Arc::default();
-            self.tables.give_back(std::mem::take(&mut tracked.slot));
-            if let Some(process) = &mut tracked.process {
-                process.let_go();
-            }
-        }
-    }
-
-    /// Tracks a process in scope whose fork record was lost.
-    pub fn ensure(&mut self, tgid: u32) {
-        if self.by_tgid.contains_key(&tgid) {
-            return;
-        }
-        // In the initial namespace both ids are the same; elsewhere there is no telling which.
-        let process = process::in_initial_pid_namespace().then(|| Process::open(tgid).ok());
-        let index = self.track(tgid, tgid, process.flatten(), None);
-        if !self.mappings {
-            return;
-        }
-        let read_at = now();
-        let process = self.list[index].process.as_ref();
-        let maps = process.and_then(|process| process.maps().ok());
-        let done = self.set_maps(index, maps.unwrap_or_default(), read_at);
-        self.note_failure(done);
-    }
-
-    /// Takes in what the side band told.
-    pub fn on_event(&mut self, time: u64, event: Event) {
-        match event {
-            Event::Map { pid, map } => {
-                if let Some(&index) = self.by_pid.get(&pid)
-                    && !self.list[index].ended
-                    && time >= self.list[index].read_at
-                {
-                    let done = self.add_map(index, map);
-                    self.note_failure(done);
-                }
-            }
-            Event::Name { pid, name, by_exec } => {
-                if let Some(&index) = self.by_pid.get(&pid) {
-                    let tracked = &mut self.list[index];
-                    tracked.comm = name;
-                    if by_exec && time >= tracked.read_at {
-                        tracked.maps = Arc::default();
-                    }
-                }
-            }
-            Event::Lost(count) => {
-                *self
-                    .notes
-                    .entry("side-band events lost (mappings were read anew)".to_owned())
-                    .or_default() += count;
-                self.read_all_again();
-            }
-        }
-    }
-
-    fn read_all_again(&mut self) {
-        for index in 0..self.list.len() {
-            let Some(process) = self.list[index]
-                .process
-                .as_ref()
-                .filter(|process| !process.has_ended())
-            else {
-                continue;
-            };
-            let read_at = now();
-            if let Ok(maps) = process.maps() {
-                let done = self.set_maps(index, maps, read_at);
-                self.note_failure(done);
-            }
-        }
-    }
-
-    /// Adds a mapping; what it overlaps is gone, as in the process itself.
-    fn add_map(&mut self, index: usize, map: Map) -> Result<(), Error> {
-        let module = self.module_of(index, &map)?;
-        let Some(tracked) = self.list.get_mut(index) else {
-            return Ok(());
-        };
-        let maps = Arc::make_mut(&mut tracked.maps);
-        maps.retain(|(old, _)| old.end <= map.start || old.start >= map.end);
-        let at = maps.partition_point(|(old, _)| old.start < map.start);
-        maps.insert(at, (map, module));
-        tracked.changed = true;
-        self.enqueue(index);
-        Ok(())
     }
 
     /// Waits for the next table that a builder thread has finished.

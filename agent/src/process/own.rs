@@ -1,0 +1,110 @@
+//! What the agent asks of and about itself.
+
+use std::fs;
+use std::sync::OnceLock;
+
+/// The limit of open files that this process was started with.
+static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
+
+/// Allows this process as many open files as it may have: it holds the files of every module, and
+/// a descriptor for each process in scope.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes the structure only.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        let before = *OPEN_FILES.get_or_init(|| limit);
+        limit.rlim_cur = before.rlim_max;
+        // SAFETY: the call reads the structure only.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
+/// Undoes [`raise_open_files`], in a new process before it executes its program. Only
+/// async-signal-safe calls are made.
+pub fn restore_open_files() {
+    if let Some(limit) = OPEN_FILES.get() {
+        // SAFETY: the call reads the structure only.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
+    }
+}
+
+/// What the agent's own process has taken so far: CPU seconds, and peak resident bytes.
+pub fn own_usage() -> (f64, u64) {
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is ours.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    (
+        seconds(usage.ru_utime) + seconds(usage.ru_stime),
+        usage.ru_maxrss as u64 * 1024,
+    )
+}
+
+/// Sum of one field over the descriptors of BPF objects that this process holds open
+/// (`/proc/self/fdinfo`, kernel/bpf/syscall.c).
+fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
+    let Ok(entries) = fs::read_dir("/proc/self/fdinfo") else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .filter(|text| text.lines().any(|line| line.starts_with(kind)))
+        .filter_map(|text| {
+            let line = text.lines().find(|line| line.starts_with(field))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+/// Now, in nanoseconds of the monotonic clock, which is also that of the kernel programs.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure is ours; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Bytes of memory of the BPF maps that this process holds open.
+pub fn bpf_map_bytes() -> u64 {
+    bpf_fdinfo("map_type:", "memlock:")
+}
+
+/// Times the kernel skipped a BPF program of this process because it would have nested.
+pub fn bpf_recursion_misses() -> u64 {
+    bpf_fdinfo("prog_type:", "recursion_misses:")
+}
+
+/// Runs `work` while this process can open no file: aya's loader reads and parses the kernel's BTF
+/// when it is made, 20 ms and 20 MB that nobody needs, and takes it well if that fails.
+///
+/// Descriptors that are open stay open. To be called before other threads are started.
+pub fn without_opening_files<T>(work: impl FnOnce() -> T) -> T {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is ours.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        ..limit
+    };
+    if known {
+        // SAFETY: as above; the hard limit stays as it is.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+    }
+    let result = work();
+    if known {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+    result
+}
