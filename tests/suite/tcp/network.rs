@@ -1,0 +1,1 @@
+//! Networks that delay and lose.
