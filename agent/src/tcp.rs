@@ -201,6 +201,8 @@ pub struct Connections {
     unlisted: u64,
     look: u64,
     interval: u64,
+    /// Connections from before the attach that are not followed: there was no room.
+    pub not_followed: u64,
     /// Records that could not be read.
     pub undecoded: u64,
 }
@@ -227,6 +229,11 @@ impl Connections {
 
     /// A connection lives, ended or failed.
     pub fn report(&mut self, report: &Report, owner: Owner) {
+        if report.what == what::NO_ROOM {
+            // Those that begin later are counted by the kernel programs.
+            self.not_followed += u64::from(self.look == 1);
+            return;
+        }
         if report.what == what::FAILED {
             let remote = remote_of(&report.connection);
             let key = (remote, report.metrics.error);

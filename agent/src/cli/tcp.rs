@@ -173,7 +173,9 @@ impl Watch<'_> {
 fn losses(session: &Attached, connections: &Connections) -> BTreeMap<&'static str, u64> {
     let counters = session.counters();
     let kernel = LOSSES.map(|counter| (counter.name(), counters.get(counter)));
-    kernel.into_iter().chain(connections.losses()).collect()
+    let mut losses: BTreeMap<_, _> = kernel.into_iter().chain(connections.losses()).collect();
+    *losses.entry(Counter::LostConnection.name()).or_default() += connections.not_followed;
+    losses
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the kernel programs.
