@@ -3,9 +3,13 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use super::{ATTACHED, agent, connections, last, server};
+use crate::bad_input::public_agent;
 use crate::harness::{Agent, Target};
 
+const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const NOTHING_SEEN: i32 = 3;
 
@@ -53,6 +57,17 @@ fn wrong_arguments_name_their_flag() {
         let finished = Agent::tcp().args([&pid]).args(arguments).run();
         finished.assert_refused(USAGE, &words);
     }
+}
+
+#[test]
+fn without_privilege_it_says_what_is_missing() {
+    let idle = Target::spawn("idle", &[]);
+    let public = TempDir::new().unwrap();
+    let finished = Agent::subcommand("tcp", &[], &public_agent(&public))
+        .args([&format!("--pid={}", idle.pid())])
+        .without_privilege()
+        .run();
+    finished.assert_refused(FAILED, &["CAP_BPF", "CAP_PERFMON", "sudo"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod counts;
 mod coverage;
 mod life;
 mod network;
+mod output;
 mod peers;
 mod truth;
 

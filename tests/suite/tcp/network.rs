@@ -47,25 +47,27 @@ fn a_delay_of_the_network_is_the_peers_and_not_the_services() {
             &[netem.as_str()]
         };
         let (server, client) = beyond(commands, Duration::from_millis(5), [40, 64, 1]);
-        let (document, _) = measured(&server, &client);
+        let (document, times) = measured(&server, &client);
         let ours = only(&document, client.pid(), "client");
         let theirs = only(&document, server.pid(), "server");
         assert_eq!(
             (&ours["requests"], &theirs["requests"]),
             (&40.into(), &40.into())
         );
-        found.push((median(ours, "peer"), median(theirs, "service")));
+        let truth = times[0] / 1000.0;
+        found.push((median(ours, "peer"), median(theirs, "service"), truth));
     }
-    println!("(peer, service) in ms at 0, 10 and 60 ms: {found:?}");
-    let (peer, service) = found[0];
-    for ((delayed, served), delay) in found[1..].iter().zip([10.0, 60.0]) {
-        // The request is delayed, and the answer too.
+    println!("(peer, service, client's own clock) in ms at 0, 10 and 60 ms: {found:?}");
+    let (peer, service, truth) = found[0];
+    for ((delayed, served, seen), delay) in found[1..].iter().zip([10.0, 60.0]) {
+        // The request is delayed, and the answer too; an emulated machine's timers are late.
         let moved = delayed - peer;
         assert!(
-            (moved - 2.0 * delay).abs() <= 3.0,
-            "{moved} ms for {delay}: {found:?}"
+            (2.0 * delay..2.0 * delay + 15.0).contains(&moved),
+            "{moved}: {found:?}"
         );
-        assert!((served - service).abs() <= 3.0, "{found:?}");
+        assert!((moved - (seen - truth)).abs() <= 2.0, "{moved}: {found:?}");
+        assert!((served - service).abs() <= 2.0, "{found:?}");
     }
 }
 
