@@ -316,6 +316,10 @@ fn on_incoming(sock: u64) {
 fn on_change(sock: u64, old: u32, new: u32) {
     let Some(connection) = find(sock) else { return };
     connection.state = new;
+    if connection.role == role::UNKNOWN && (old == state::ESTABLISHED || old == state::CLOSE_WAIT) {
+        // The last chance: the counters agree now, for the socket is locked and no FIN was sent.
+        connection.role = sock::role_of(sock);
+    }
     if old == state::SYN_SENT && new == state::ESTABLISHED {
         connection.established = now();
         if connection.flags & flag::PRE_EXISTING == 0 {

@@ -120,6 +120,7 @@ impl Watch<'_> {
         connections: &mut Connections,
         show: &mut Show,
     ) -> anyhow::Result<bool> {
+        connections.end(now());
         probe::detach(session)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
         self.probe.last_look(session, connections)?;

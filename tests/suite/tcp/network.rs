@@ -66,7 +66,7 @@ fn a_delay_of_the_network_is_the_peers_and_not_the_services() {
             (2.0 * delay..2.0 * delay + 15.0).contains(&moved),
             "{moved}: {found:?}"
         );
-        assert!((moved - (seen - truth)).abs() <= 2.0, "{moved}: {found:?}");
+        assert!((moved - (seen - truth)).abs() <= 5.0, "{moved}: {found:?}");
         assert!((served - service).abs() <= 2.0, "{found:?}");
     }
 }
