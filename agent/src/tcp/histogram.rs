@@ -19,7 +19,7 @@ pub struct Histogram {
     /// Buckets in ascending order of their numbers, see [`COUNT_BITS`].
     buckets: Vec<u32>,
     /// What does not fit in the counts there, in units of `1 << COUNT_BITS`.
-    carried: Option<Box<BTreeMap<u16, u64>>>,
+    carried: BTreeMap<u16, u64>,
     count: u64,
     sum: u64,
     max: u64,
@@ -118,19 +118,15 @@ impl Histogram {
 
     fn count_at(&self, at: usize) -> u64 {
         let entry = self.buckets[at];
-        let carried = self
-            .carried
-            .as_ref()
-            .and_then(|carried| carried.get(&number_of(entry)));
+        let carried = self.carried.get(&number_of(entry));
         u64::from(entry & COUNT_MASK) + (carried.copied().unwrap_or_default() << COUNT_BITS)
     }
 
     fn set(&mut self, at: usize, number: u16, count: u64) {
         self.buckets[at] = u32::from(number) << COUNT_BITS | count as u32 & COUNT_MASK;
         let above = count >> COUNT_BITS;
-        if above > 0 || self.carried.is_some() {
-            let carried = self.carried.get_or_insert_default();
-            carried.insert(number, above);
+        if above > 0 || !self.carried.is_empty() {
+            self.carried.insert(number, above);
         }
     }
 
