@@ -102,6 +102,8 @@ pub mod what {
     pub const CLOSED: u32 = 2;
     /// A connect failed; [`super::Metrics::error`] says why.
     pub const FAILED: u32 = 3;
+    /// It lives, but there was no room to follow it.
+    pub const NO_ROOM: u32 = 4;
 }
 
 /// All that is known of a connection: a record of the ring buffer (at its end) and of the

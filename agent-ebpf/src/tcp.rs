@@ -216,22 +216,26 @@ fn adopt(sock: u64, tgid: u32) -> bool {
     true
 }
 
+/// Follows a connection that begins now. Where there is no room it is counted: once, for it does
+/// not begin again.
+#[inline(always)]
+fn begin(sock: u64) -> Option<&'static mut Connection> {
+    let connection = create(sock, BPF_ANY);
+    if connection.is_none() {
+        count(Counter::LostConnection, 1);
+    }
+    connection
+}
+
 #[inline(always)]
 fn create(sock: u64, flags: u64) -> Option<&'static mut Connection> {
-    let blank = BLANK.get(0)?;
-    if let Err(error) = CONNECTIONS.insert(sock, blank, flags) {
-        if error != EEXIST {
-            count(Counter::LostConnection, 1);
-        }
-        return None;
-    }
+    CONNECTIONS.insert(sock, BLANK.get(0)?, flags).ok()?;
     let connection = find(sock)?;
     connection.batch.kind = record::TCP_REQUESTS;
     connection.batch.sock = sock;
     connection.batch.born = now();
     Some(connection)
 }
-const EEXIST: i32 = -17;
 
 /// Sends finished requests to userspace.
 #[inline(always)]
@@ -270,7 +274,7 @@ fn on_connect(sock: u64) {
     if !in_scope(tgid) || !sock::is_tcp(sock) {
         return;
     }
-    let Some(connection) = create(sock, BPF_ANY) else {
+    let Some(connection) = begin(sock) else {
         return;
     };
     connection.tgid = tgid;
@@ -298,7 +302,7 @@ fn on_incoming(sock: u64) {
     if !sock::is_tcp(sock) {
         return;
     }
-    let Some(connection) = create(sock, BPF_ANY) else {
+    let Some(connection) = begin(sock) else {
         return;
     };
     connection.listener = listener;
@@ -312,6 +316,10 @@ fn on_incoming(sock: u64) {
 fn on_change(sock: u64, old: u32, new: u32) {
     let Some(connection) = find(sock) else { return };
     connection.state = new;
+    if connection.role == role::UNKNOWN && (old == state::ESTABLISHED || old == state::CLOSE_WAIT) {
+        // The last chance: the counters agree now, for the socket is locked and no FIN was sent.
+        connection.role = sock::role_of(sock);
+    }
     if old == state::SYN_SENT && new == state::ESTABLISHED {
         connection.established = now();
         if connection.flags & flag::PRE_EXISTING == 0 {
@@ -433,19 +441,31 @@ pub extern "C" fn iter_tcp(ctx: *const FileIterator) -> i32 {
         return 0;
     }
     let tgid: u32 = read(task, config::task_tgid());
-    let Some(connection) = held_by(sock, tgid) else {
-        return 0;
+    let (what, connection) = match held_by(sock, tgid) {
+        Some(connection) => (what::LIVES, &*connection),
+        None if finds_no_room(sock, tgid) => match BLANK.get(0) {
+            Some(blank) => (what::NO_ROOM, blank),
+            None => return 0,
+        },
+        None => return 0,
     };
     let Some(place) = REPORT.get_ptr_mut(0) else {
         return 0;
     };
     // SAFETY: a per-CPU value, whole; the iterator is the only one that uses it.
     unsafe {
-        sock::fill(place, what::LIVES, sock, connection);
+        sock::fill(place, what, sock, connection);
         (*place).holder = tgid;
         bpf_seq_write(seq as *mut _, place.cast(), size_of::<Report>() as u32);
     }
     0
+}
+
+/// Whether it is a connection of a target that should be followed and is not.
+#[inline(always)]
+fn finds_no_room(sock: u64, tgid: u32) -> bool {
+    let state = sock::tcp_state(sock);
+    in_scope(tgid) && state != state::LISTEN && state != state::CLOSE && find(sock).is_none()
 }
 
 /// The connection behind a socket that this process holds, if the process is a target.

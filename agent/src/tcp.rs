@@ -201,6 +201,10 @@ pub struct Connections {
     unlisted: u64,
     look: u64,
     interval: u64,
+    /// When the probes were taken away, in nanoseconds of `CLOCK_MONOTONIC`.
+    end: Option<u64>,
+    /// Connections from before the attach that are not followed: there was no room.
+    pub not_followed: u64,
     /// Records that could not be read.
     pub undecoded: u64,
 }
@@ -227,6 +231,11 @@ impl Connections {
 
     /// A connection lives, ended or failed.
     pub fn report(&mut self, report: &Report, owner: Owner) {
+        if report.what == what::NO_ROOM {
+            // Those that begin later are counted by the kernel programs.
+            self.not_followed += u64::from(self.look == 1);
+            return;
+        }
         if report.what == what::FAILED {
             let remote = remote_of(&report.connection);
             let key = (remote, report.metrics.error);
@@ -238,6 +247,9 @@ impl Connections {
             return;
         }
         let key = (report.sock, report.connection.batch.born);
+        if self.comes_too_late(&report.connection) {
+            return;
+        }
         let entry = self.entries.entry(key).or_default();
         entry.seen = self.look;
         if entry.closed {
@@ -275,6 +287,9 @@ impl Connections {
         connection: &Connection,
         owner: impl FnOnce() -> Option<Owner>,
     ) {
+        if self.comes_too_late(connection) {
+            return;
+        }
         let key = (sock, connection.batch.born);
         let known = self
             .entries
@@ -299,6 +314,16 @@ impl Connections {
                 ..Report::default()
             }));
         }
+    }
+
+    /// The probes see nothing from now on: connections that begin later are none of this run.
+    /// `now`: nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn end(&mut self, now: u64) {
+        self.end = Some(now);
+    }
+
+    fn comes_too_late(&self, connection: &Connection) -> bool {
+        self.end.is_some_and(|end| connection.batch.born > end)
     }
 
     /// A look at all living connections begins.

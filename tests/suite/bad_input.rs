@@ -29,7 +29,7 @@ fn free_pid() -> u32 {
 }
 
 /// A copy of the agent that everyone may run.
-fn public_agent(directory: &TempDir) -> PathBuf {
+pub(crate) fn public_agent(directory: &TempDir) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let copy = directory.path().join("agent");

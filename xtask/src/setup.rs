@@ -58,6 +58,7 @@ static PACKAGES: [(&str, &[&str]); 4] = [
             "wrk",
             "elfutils",
             "iproute2",
+            "nftables",
         ],
     ),
 ];

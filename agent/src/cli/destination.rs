@@ -108,6 +108,17 @@ impl Destination {
         }
     }
 
+    /// Begins to write the output piece by piece, for one that is not to be kept in memory.
+    ///
+    /// # Errors
+    /// See [`OutputError`].
+    pub fn begin(self) -> Result<Sink, OutputError> {
+        Ok(match self.target {
+            Target::Stdout => Sink::Stdout(io::BufWriter::new(io::stdout())),
+            Target::File(path) => Sink::File(Draft::create(&path)?),
+        })
+    }
+
     /// The file, unless it is standard output.
     pub fn path(&self) -> Option<&Path> {
         match &self.target {
@@ -130,27 +141,112 @@ fn write_stdout(bytes: &[u8]) -> Result<(), OutputError> {
     }
 }
 
-/// `owner` is the user and the group that the file is given to.
-fn write_file(path: &Path, bytes: &[u8], owner: Option<(u32, u32)>) -> Result<(), OutputError> {
-    check_kind(path)?;
-    let (temporary, mut file) = create_beside(path)?;
-    let written = file.write_all(bytes).and_then(|()| match owner {
-        Some((uid, gid)) => fchown(&file, Some(uid), Some(gid)),
-        None => Ok(()),
-    });
-    if let Err(source) = written {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-        return Err(OutputError::Write {
-            path: shown(path),
-            source,
-        });
+/// An output under way.
+#[derive(Debug)]
+pub enum Sink {
+    /// Standard output.
+    Stdout(io::BufWriter<io::Stdout>),
+    /// A file.
+    File(Draft),
+}
+
+impl Sink {
+    /// Writes a piece with `write` and hands it on.
+    ///
+    /// # Errors
+    /// See [`OutputError`].
+    pub fn put(
+        &mut self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), OutputError> {
+        let (done, path) = match self {
+            Sink::Stdout(out) => (
+                write(out).and_then(|()| out.flush()),
+                "standard output".to_owned(),
+            ),
+            Sink::File(draft) => (write(&mut draft.file), shown(&draft.path)),
+        };
+        match done {
+            // The reader has seen enough: `agent … | head`.
+            Err(error)
+                if error.kind() == io::ErrorKind::BrokenPipe && matches!(self, Sink::Stdout(_)) =>
+            {
+                std::process::exit(0)
+            }
+            other => other.map_err(|source| OutputError::Write { path, source }),
+        }
     }
-    fs::rename(&temporary, path).map_err(|source| OutputError::Rename {
-        path: shown(path),
-        temporary: shown(&temporary),
-        source,
-    })
+
+    /// Completes the output. Under `sudo` a file belongs to the user who called it.
+    ///
+    /// # Errors
+    /// See [`OutputError`].
+    pub fn finish(self) -> Result<(), OutputError> {
+        match self {
+            Sink::Stdout(_) => Ok(()),
+            Sink::File(draft) => draft.finish(invoking_user()),
+        }
+    }
+}
+
+/// A file that appears under its name once it is complete; dropped before, it goes.
+#[derive(Debug)]
+pub struct Draft {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: io::BufWriter<File>,
+    complete: bool,
+}
+
+impl Draft {
+    fn create(path: &Path) -> Result<Self, OutputError> {
+        check_kind(path)?;
+        let (temporary, file) = create_beside(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            temporary,
+            file: io::BufWriter::new(file),
+            complete: false,
+        })
+    }
+
+    /// `owner` is the user and the group that the file is given to.
+    fn finish(mut self, owner: Option<(u32, u32)>) -> Result<(), OutputError> {
+        let written = self.file.flush().and_then(|()| match owner {
+            Some((uid, gid)) => fchown(self.file.get_ref(), Some(uid), Some(gid)),
+            None => Ok(()),
+        });
+        written.map_err(|source| self.failed(source))?;
+        self.complete = true;
+        fs::rename(&self.temporary, &self.path).map_err(|source| OutputError::Rename {
+            path: shown(&self.path),
+            temporary: shown(&self.temporary),
+            source,
+        })
+    }
+
+    fn failed(&self, source: io::Error) -> OutputError {
+        OutputError::Write {
+            path: shown(&self.path),
+            source,
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.complete {
+            // What went wrong before is the error to report.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn write_file(path: &Path, bytes: &[u8], owner: Option<(u32, u32)>) -> Result<(), OutputError> {
+    let mut draft = Draft::create(path)?;
+    let written = draft.file.write_all(bytes);
+    written.map_err(|source| draft.failed(source))?;
+    draft.finish(owner)
 }
 
 /// Refuses a name that is taken by anything but a regular file.

@@ -8,7 +8,7 @@ use agent_ebpf::Counter;
 use anyhow::Context;
 
 use super::args::Verbosity;
-use super::destination::{Destination, Target};
+use super::destination::{Destination, OutputError, Sink, Target};
 use super::run::{self, Signals, Subjects};
 use super::tcp_args::{By, TcpFormat, TcpSpec};
 use super::terminal;
@@ -38,7 +38,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let kernel = Kernel::probe_with(&probe::fields())?;
     let mut subjects = Subjects::take(&spec.target)?;
     let (comm, pid) = subjects.first(&spec.target);
-    let mut show = Show::new(&spec, Destination::prepare(spec.output.clone())?, verbosity);
+    let mut show = Show::new(&spec, Destination::prepare(spec.output.clone())?, verbosity)?;
     let loaded = Loaded::load(kernel, &probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
@@ -78,7 +78,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut connections = connections.into_inner();
     let seen = watch.end(&mut session, &mut connections, &mut show)?;
     let command = subjects.finish(ended);
-    show.finish()?;
+    show.sink.finish()?;
     Ok(run::exit_code(command, seen))
 }
 
@@ -120,6 +120,7 @@ impl Watch<'_> {
         connections: &mut Connections,
         show: &mut Show,
     ) -> anyhow::Result<bool> {
+        connections.end(now());
         probe::detach(session)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
         self.probe.last_look(session, connections)?;
@@ -173,7 +174,9 @@ impl Watch<'_> {
 fn losses(session: &Attached, connections: &Connections) -> BTreeMap<&'static str, u64> {
     let counters = session.counters();
     let kernel = LOSSES.map(|counter| (counter.name(), counters.get(counter)));
-    kernel.into_iter().chain(connections.losses()).collect()
+    let mut losses: BTreeMap<_, _> = kernel.into_iter().chain(connections.losses()).collect();
+    *losses.entry(Counter::LostConnection.name()).or_default() += connections.not_followed;
+    losses
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the kernel programs.
@@ -190,9 +193,8 @@ fn now() -> u64 {
 /// Where the views go, and in what form.
 struct Show {
     format: TcpFormat,
-    destination: Destination,
-    /// What a file is to hold; standard output gets it at once.
-    kept: Vec<u8>,
+    /// Each view goes out at once: a long run is not to be kept in memory.
+    sink: Sink,
     stdout: bool,
     /// The table that is redrawn in place.
     live: Option<Live>,
@@ -202,19 +204,22 @@ struct Show {
 }
 
 impl Show {
-    fn new(spec: &TcpSpec, destination: Destination, verbosity: Verbosity) -> Self {
+    fn new(
+        spec: &TcpSpec,
+        destination: Destination,
+        verbosity: Verbosity,
+    ) -> Result<Self, OutputError> {
         let stdout = spec.output == Target::Stdout;
         let live = stdout && spec.format == TcpFormat::Table && io::stdout().is_terminal();
-        Self {
+        Ok(Self {
             format: spec.format,
-            destination,
-            kept: Vec::new(),
+            sink: destination.begin()?,
             stdout,
             live: live.then(Live::default),
             hooks: String::new(),
             verbosity,
             begun: false,
-        }
+        })
     }
 
     fn say_hooks(&mut self, probe: &Probe) {
@@ -232,22 +237,17 @@ impl Show {
         self.format != TcpFormat::Table || self.live.is_some()
     }
 
-    fn put(&mut self, view: &View) -> anyhow::Result<()> {
-        let bytes = match self.format {
-            TcpFormat::Json => output::json(view)?,
-            TcpFormat::Csv => output::csv(view, !self.begun)?.into_bytes(),
-            TcpFormat::Table => self.table(view).into_bytes(),
-        };
-        self.begun = true;
-        if !self.stdout {
-            self.kept.extend(bytes);
-            return Ok(());
-        }
-        let mut stdout = io::stdout().lock();
-        match stdout.write_all(&bytes).and_then(|()| stdout.flush()) {
-            // The reader has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-            done => done.context("cannot write to standard output"),
+    fn put(&mut self, view: &View) -> Result<(), OutputError> {
+        let heading = !std::mem::replace(&mut self.begun, true);
+        match self.format {
+            TcpFormat::Json => self.sink.put(|mut out| output::json(view, &mut out)),
+            TcpFormat::Csv => self
+                .sink
+                .put(|mut out| output::csv(view, heading, &mut out)),
+            TcpFormat::Table => {
+                let table = self.table(view);
+                self.sink.put(|out| out.write_all(table.as_bytes()))
+            }
         }
     }
 
@@ -267,13 +267,6 @@ impl Show {
             Some(live) => live.redraw(&lines, usize::MAX),
             None => lines.join("\n") + "\n",
         }
-    }
-
-    fn finish(self) -> anyhow::Result<()> {
-        if !self.stdout {
-            self.destination.write(&self.kept)?;
-        }
-        Ok(())
     }
 }
 

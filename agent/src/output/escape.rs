@@ -187,9 +187,22 @@ impl Formatter for JsonFormatter {
 /// Only what the value's own `Serialize` reports.
 pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
     let mut bytes = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, JsonFormatter);
-    value.serialize(&mut serializer)?;
+    json_to(&mut bytes, value)?;
     Ok(bytes)
+}
+
+/// As [`json`], written as it comes.
+///
+/// # Errors
+/// What the writer reports, too.
+pub fn json_to<T: serde::Serialize + ?Sized>(
+    writer: impl io::Write,
+    value: &T,
+) -> Result<(), serde_json::Error> {
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        writer,
+        JsonFormatter,
+    ))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The outputs of `agent tcp`: table, JSON and CSV, of one moment each.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use serde::Serialize;
@@ -69,16 +70,16 @@ struct FailedConnect<'a> {
     error: String,
 }
 
-/// One line of JSON.
+/// Writes one line of JSON.
 ///
 /// # Errors
-/// None that are known.
-pub fn json(view: &View) -> Result<Vec<u8>, serde_json::Error> {
+/// What the writer reports.
+pub fn json(view: &View, writer: &mut impl Write) -> io::Result<()> {
     let failed = |failed| FailedConnect {
         failed,
         error: error_name(failed.errno),
     };
-    let mut bytes = escape::json(&Document {
+    let document = Document {
         r#final: view.last,
         elapsed_s: (view.elapsed_s * 1e3).round() / 1e3,
         target: Target {
@@ -96,21 +97,30 @@ pub fn json(view: &View) -> Result<Vec<u8>, serde_json::Error> {
         not_shown: view.left_out,
         failed_connects: view.failed.iter().map(failed).collect(),
         losses: &view.losses,
-    })?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    };
+    escape::json_to(&mut *writer, &document)?;
+    writer.write_all(b"\n")
 }
 
-/// The rows as CSV (RFC 4180), with a heading where it is asked for. The columns are the fields of
-/// the JSON; one within another is named `latency_us.p50`.
+/// Writes the rows as CSV (RFC 4180), with a heading where it is asked for. The columns are the
+/// fields of the JSON; one within another is named `latency_us.p50`.
 ///
 /// # Errors
-/// None that are known.
-pub fn csv(view: &View, heading: bool) -> Result<String, serde_json::Error> {
-    let (names, rows) = match &view.rows {
-        Rows::Connections(rows) => (&CONNECTION_CSV[..], serde_json::to_value(rows)?),
-        Rows::Remotes(rows) => (&REMOTE_CSV[..], serde_json::to_value(rows)?),
-    };
+/// What the writer reports.
+pub fn csv(view: &View, heading: bool, writer: &mut impl Write) -> io::Result<()> {
+    match &view.rows {
+        Rows::Connections(rows) => csv_rows(view, heading, &CONNECTION_CSV, rows, writer),
+        Rows::Remotes(rows) => csv_rows(view, heading, &REMOTE_CSV, rows, writer),
+    }
+}
+
+fn csv_rows(
+    view: &View,
+    heading: bool,
+    names: &[&str],
+    rows: &[impl Serialize],
+    writer: &mut impl Write,
+) -> io::Result<()> {
     let mut columns = vec!["final".to_owned(), "elapsed_s".to_owned()];
     for name in names {
         match name.strip_suffix(".*") {
@@ -122,17 +132,17 @@ pub fn csv(view: &View, heading: bool) -> Result<String, serde_json::Error> {
             None => columns.push((*name).to_owned()),
         }
     }
-    let mut text = String::new();
     if heading {
-        text += &csv_line(columns.iter().map(String::as_str));
+        writer.write_all(csv_line(columns.iter().map(String::as_str)).as_bytes())?;
     }
-    for row in rows.as_array().into_iter().flatten() {
+    for row in rows {
+        let row = serde_json::to_value(row)?;
         let lead = [view.last.to_string(), format!("{:.3}", view.elapsed_s)];
-        let fields = columns.iter().skip(2).map(|name| field(row, name));
+        let fields = columns.iter().skip(2).map(|name| field(&row, name));
         let fields: Vec<String> = lead.into_iter().chain(fields).collect();
-        text += &csv_line(fields.iter().map(String::as_str));
+        writer.write_all(csv_line(fields.iter().map(String::as_str)).as_bytes())?;
     }
-    Ok(text)
+    Ok(())
 }
 
 /// A field of a JSON object, by its path; empty where it is null.

@@ -1,18 +1,27 @@
 //! Log-linear histograms of times: each octave has 64 buckets of equal width, so that a bucket's
-//! middle is at most 0.8 % from what was measured. Only buckets in use take memory.
+//! middle is at most 0.8 % from what was measured. Only buckets in use take memory, four bytes each:
+//! there may be ten thousand connections.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 /// log2 of the buckets per octave.
 const BITS: u32 = 6;
 
+/// Lower bits of an entry: the count. The upper twelve are the bucket's number.
+const COUNT_BITS: u32 = 20;
+const COUNT_MASK: u32 = (1 << COUNT_BITS) - 1;
+
 /// Times in nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
-    /// Bucket numbers in ascending order, each with its count.
-    buckets: Vec<(u16, u32)>,
+    /// Buckets in ascending order of their numbers, see [`COUNT_BITS`].
+    buckets: Vec<u32>,
+    /// What does not fit in the counts there, in units of `1 << COUNT_BITS`.
+    carried: BTreeMap<u16, u64>,
     count: u64,
-    sum: u128,
+    sum: u64,
     max: u64,
 }
 
@@ -38,6 +47,10 @@ fn bucket(value: u64) -> u16 {
     (u64::from(octave) << BITS).wrapping_add(value >> octave) as u16
 }
 
+fn number_of(entry: u32) -> u16 {
+    (entry >> COUNT_BITS) as u16
+}
+
 /// The middle of a bucket.
 fn middle(bucket: u16) -> u64 {
     let bucket = u64::from(bucket);
@@ -54,13 +67,9 @@ pub fn micros(nanoseconds: u64) -> f64 {
 impl Histogram {
     /// Adds a value in nanoseconds.
     pub fn add(&mut self, value: u64) {
-        let number = bucket(value);
-        match self.buckets.binary_search_by_key(&number, |entry| entry.0) {
-            Ok(at) => self.buckets[at].1 += 1,
-            Err(at) => self.buckets.insert(at, (number, 1)),
-        }
+        self.increase(bucket(value), 1);
         self.count += 1;
-        self.sum += u128::from(value);
+        self.sum = self.sum.saturating_add(value);
         self.max = self.max.max(value);
     }
 
@@ -68,35 +77,62 @@ impl Histogram {
     /// was there.
     pub fn remove(&mut self, value: u64) -> bool {
         let number = bucket(value);
-        let Ok(at) = self.buckets.binary_search_by_key(&number, |entry| entry.0) else {
+        let Ok(at) = self.position(number) else {
             return false;
         };
-        self.buckets[at].1 -= 1;
-        if self.buckets[at].1 == 0 {
-            self.buckets.remove(at);
+        match self.count_at(at).saturating_sub(1) {
+            0 => {
+                self.buckets.remove(at);
+            }
+            left => self.set(at, number, left),
         }
         self.count -= 1;
-        self.sum -= u128::from(value).min(self.sum);
+        self.sum = self.sum.saturating_sub(value);
         true
     }
 
     /// Adds all values of another.
     pub fn merge(&mut self, other: &Self) {
-        for &(number, count) in &other.buckets {
-            match self.buckets.binary_search_by_key(&number, |entry| entry.0) {
-                Ok(at) => self.buckets[at].1 += count,
-                Err(at) => self.buckets.insert(at, (number, count)),
-            }
+        for (at, &entry) in other.buckets.iter().enumerate() {
+            self.increase(number_of(entry), other.count_at(at));
         }
         self.count += other.count;
-        self.sum += other.sum;
+        self.sum = self.sum.saturating_add(other.sum);
         self.max = self.max.max(other.max);
+    }
+
+    fn position(&self, number: u16) -> Result<usize, usize> {
+        self.buckets
+            .binary_search_by_key(&number, |&entry| number_of(entry))
+    }
+
+    fn increase(&mut self, number: u16, by: u64) {
+        match self.position(number) {
+            Ok(at) => self.set(at, number, self.count_at(at) + by),
+            Err(at) => {
+                self.buckets.insert(at, 0);
+                self.set(at, number, by);
+            }
+        }
+    }
+
+    fn count_at(&self, at: usize) -> u64 {
+        let entry = self.buckets[at];
+        let carried = self.carried.get(&number_of(entry));
+        u64::from(entry & COUNT_MASK) + (carried.copied().unwrap_or_default() << COUNT_BITS)
+    }
+
+    fn set(&mut self, at: usize, number: u16, count: u64) {
+        self.buckets[at] = u32::from(number) << COUNT_BITS | count as u32 & COUNT_MASK;
+        let above = count >> COUNT_BITS;
+        if above > 0 || !self.carried.is_empty() {
+            self.carried.insert(number, above);
+        }
     }
 
     /// Forgets all values.
     pub fn clear(&mut self) {
-        self.buckets.clear();
-        (self.count, self.sum, self.max) = (0, 0, 0);
+        *self = Self::default();
     }
 
     /// How many values there are.
@@ -108,10 +144,10 @@ impl Histogram {
     fn quantile(&self, share: f64) -> u64 {
         let rank = ((self.count as f64 * share).ceil() as u64).max(1);
         let mut seen = 0;
-        for &(number, count) in &self.buckets {
-            seen += u64::from(count);
+        for (at, &entry) in self.buckets.iter().enumerate() {
+            seen += self.count_at(at);
             if seen >= rank {
-                return middle(number).min(self.max);
+                return middle(number_of(entry)).min(self.max);
             }
         }
         self.max
@@ -124,7 +160,7 @@ impl Histogram {
             p90: micros(self.quantile(0.9)),
             p99: micros(self.quantile(0.99)),
             max: micros(self.max),
-            mean: micros((self.sum / u128::from(self.count)) as u64),
+            mean: micros(self.sum / self.count),
         })
     }
 }
@@ -173,6 +209,28 @@ mod tests {
         assert_eq!(quantiles.max, micros(values[values.len() - 1]));
         let mean = values.iter().sum::<u64>() as f64 / values.len() as f64 / 1000.0;
         assert!((quantiles.mean - mean).abs() < 0.2);
+    }
+
+    #[test]
+    fn counts_grow_beyond_their_entry() {
+        let mut histogram = Histogram::default();
+        histogram.add(1000);
+        histogram.add(5_000_000);
+        for _ in 0..22 {
+            histogram.merge(&histogram.clone());
+        }
+        assert_eq!(histogram.count(), 2 << 22);
+        assert_eq!(
+            (histogram.count_at(0), histogram.count_at(1)),
+            (1 << 22, 1 << 22)
+        );
+        assert_eq!(histogram.quantile(0.5), middle(bucket(1000)));
+        assert_eq!(
+            histogram.quantile(0.51),
+            middle(bucket(5_000_000)).min(5_000_000)
+        );
+        assert!(histogram.remove(1000));
+        assert_eq!(histogram.count_at(0), (1 << 22) - 1);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub(crate) use agent::{Agent, Finished};
+pub(crate) use agent::{Agent, Finished, Running};
 pub(crate) use profile::{Frame, Profile, Stack};
 pub(crate) use target::{Target, copy_executable};
 

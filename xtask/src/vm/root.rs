@@ -105,15 +105,21 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds the real programs that the end-to-end tests aim at, as far as they are installed and small.
+    /// Adds the real programs that the end-to-end tests aim at, as far as they are installed and small,
+    /// and what shapes the traffic between them: busybox's `tc` does not know netem.
     ///
     /// # Errors
     /// One cannot be read.
     pub(super) fn add_targets(&mut self) -> Result<()> {
-        for name in ["redis-server", "redis-cli", "nginx"] {
+        for (name, directory) in [
+            ("redis-server", "usr/bin"),
+            ("redis-cli", "usr/bin"),
+            ("nginx", "usr/bin"),
+            ("tc", "usr/sbin"),
+        ] {
             if let Some(path) = command::find(name) {
                 let path = fs::canonicalize(path)?;
-                self.add_program(&format!("usr/bin/{name}"), &path)?;
+                self.add_program(&format!("{directory}/{name}"), &path)?;
             }
         }
         Ok(())

@@ -1,0 +1,139 @@
+//! How connections begin and end, and whose they are.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{ATTACHED, agent, connections, interrupt, last, only, server};
+use crate::harness::{LIFE, in_vm, program};
+
+#[test]
+fn failed_connects_say_why() {
+    let free = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let agent = agent(&[std::process::id()], &["--duration", "60s"]).start();
+    agent.await_said(ATTACHED);
+    for _ in 0..7 {
+        assert!(TcpStream::connect(free).is_err());
+    }
+    agent.signal(libc::SIGINT);
+    let document = last(&agent.wait());
+    let failed = document["failed_connects"].as_array().unwrap();
+    let ours = failed
+        .iter()
+        .find(|failed| failed["remote"] == free.to_string())
+        .unwrap();
+    assert_eq!(
+        (&ours["errno"], &ours["count"]),
+        (&libc::ECONNREFUSED.into(), &7.into()),
+        "{ours}"
+    );
+}
+
+#[test]
+fn mapped_addresses_are_folded() {
+    let (server, port) = server(Duration::ZERO, 64, 1);
+    let stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    let finished = agent(&[server.pid()], &["--duration", "1s"]).run();
+    let document = last(&finished);
+    let ours = only(&document, server.pid(), "server");
+    assert_eq!(ours["local"], format!("127.0.0.1:{port}"));
+    assert_eq!(ours["remote"], stream.local_addr().unwrap().to_string());
+}
+
+/// The row of a connection of this process with this local address.
+fn row_of(document: &Value, local: std::net::SocketAddr) -> &Value {
+    let found = connections(document)
+        .iter()
+        .find(|row| row["local"] == local.to_string() && row["pid"] == std::process::id());
+    found.unwrap_or_else(|| panic!("no {local} in {document}"))
+}
+
+/// Two ends of a connection, both of this process: the one that connected and the one that accepted.
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+#[test]
+fn resets_are_counted_where_they_are_sent_and_received() {
+    let (mut kept, closed) = pair();
+    let ends = [kept.local_addr().unwrap(), kept.peer_addr().unwrap()];
+    let (quiet, other) = pair();
+    let agent = agent(&[std::process::id()], &[]).start();
+    agent.await_said(ATTACHED);
+    kept.write_all(b"never read").unwrap();
+    // What is closed with payload unread is reset (RFC 2525, 2.17).
+    while closed.peek(&mut [0; 10]).unwrap() < 10 {}
+    drop(closed);
+    assert!(kept.read(&mut [0]).is_err());
+    let document = last(&interrupt(agent));
+    for (local, sent, received) in [
+        (ends[0], 0, 1),
+        (ends[1], 1, 0),
+        (quiet.local_addr().unwrap(), 0, 0),
+    ] {
+        let row = row_of(&document, local);
+        assert_eq!(
+            (&row["resets_sent"], &row["resets_received"]),
+            (&sent.into(), &received.into()),
+            "{row}"
+        );
+    }
+    drop(other);
+}
+
+#[test]
+fn a_socket_of_two_processes_is_marked() {
+    let (shared, _other) = pair();
+    let (alone, _peer) = pair();
+    let ends = [shared.local_addr().unwrap(), alone.local_addr().unwrap()];
+    let mut holder = Command::new(program("idle"))
+        .arg(LIFE)
+        .stdin(OwnedFd::from(shared.try_clone().unwrap()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let document = last(&agent(&[std::process::id()], &["--duration", "500ms"]).run());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(row_of(&document, ends[0])["shared"], true);
+    assert_eq!(row_of(&document, ends[1])["shared"], false);
+}
+
+#[test]
+fn the_wait_to_be_accepted_is_measured() {
+    let agent = agent(&[std::process::id()], &[]).start();
+    agent.await_said(ATTACHED);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let wait = Duration::from_millis(200);
+    std::thread::sleep(wait);
+    let accepted = listener.accept().unwrap().0;
+    let finished = interrupt(agent);
+    let document = last(&finished);
+    let row = row_of(&document, accepted.local_addr().unwrap());
+    if finished.stderr().contains("fexit inet_csk_accept") {
+        let found = row["accept_wait_us"].as_f64().unwrap();
+        let slack = if in_vm() { 1e5 } else { 5e3 };
+        assert!((2e5..2e5 + slack).contains(&found), "{row}");
+    } else {
+        assert!(!in_vm(), "fexit is not used: {}", finished.stderr());
+        assert_eq!(row["accept_wait_us"], Value::Null);
+        assert!(
+            finished.stderr().contains("the wait in the accept queue"),
+            "{}",
+            finished.stderr()
+        );
+    }
+    let row = row_of(&document, client.local_addr().unwrap());
+    assert!(row["connect_us"].as_f64().unwrap() > 0.0, "{row}");
+    assert_eq!(row["accept_wait_us"], Value::Null, "{row}");
+}
