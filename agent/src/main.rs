@@ -1,10 +1,12 @@
 //! The command `agent`: parses, runs, prints the chain of errors, exits with a code.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use agent::cli::args::{Args, Command};
 use agent::cli::destination::{Destination, Target};
 use agent::cli::{Exit, generate, profile, syscalls, tcp};
+use agent::output::escape;
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -12,7 +14,9 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("agent: {error:#}");
+            // Names of the target stand in errors, too. Nobody is left to tell where this fails.
+            let text = escape::message(&format!("{error:#}"));
+            let _ = writeln!(io::stderr(), "agent: {text}");
             let usage = error
                 .downcast_ref::<agent::cli::spec::SpecError>()
                 .is_some();

@@ -57,6 +57,27 @@ fn zombie() {
 }
 
 #[test]
+fn a_name_with_escapes_stays_out_of_the_terminal() {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new("true");
+    // SAFETY: both calls are async-signal-safe; the name is a static string.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_NAME, c"\x1b[2J\x1b]0;x".as_ptr());
+            // It ends without an exec: its name is the one that it gave itself.
+            libc::_exit(0)
+        })
+    };
+    let mut child = command.spawn().unwrap();
+    let state = || std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    assert!(crate::harness::eventually(patience(5.0), || state().contains(") Z ")));
+    let finished = with_pid(child.id(), &[]).run();
+    finished.assert_refused(FAILED, &["zombie", "\\u{1b}[2J"]);
+    assert!(!finished.stderr().contains('\x1b'), "{}", finished.stderr());
+    child.wait().unwrap();
+}
+
+#[test]
 fn kernel_thread() {
     // kthreadd is PID 2 wherever the initial PID namespace is seen.
     assert_eq!(

@@ -182,7 +182,8 @@ fn facts(
 
 /// What `--verbose` tells when the clock has started, `start_ms` milliseconds after the call.
 fn say_start(session: &Attached, clock: Clock, start_ms: f64) {
-    eprintln!(
+    let _ = writeln!(
+        io::stderr(),
         "{}: sampling by {} on {} CPUs, {start_ms:.0} ms after the call; \
          processes: {}, mapped files: {}, BPF maps: {:.1} MB",
         session.kernel().name,
@@ -201,7 +202,8 @@ fn model(session: &Attached, samples: &Samples, facts: Facts, verbosity: Verbosi
     profile.facts = facts;
     naming::name(&mut profile, samples, session.targets());
     if verbosity.verbose > 0 {
-        eprintln!(
+        let _ = writeln!(
+            io::stderr(),
             "{} frames of {} stacks named in {:.0} ms",
             profile.frames.len(),
             profile.stacks.len(),
