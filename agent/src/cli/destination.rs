@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::stdout::{self, Stdout};
 use crate::output::escape;
 
 /// Where an output goes, as the user wrote it.
@@ -56,6 +57,12 @@ pub enum OutputError {
         /// What the system said.
         source: io::Error,
     },
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output")]
+    Stdout(#[source] io::Error),
+    /// There is no standard output.
+    #[error("cannot write to standard output: it is closed; name a file with -o FILE")]
+    Closed,
     /// Writing failed.
     #[error("cannot write `{path}`")]
     Write {
@@ -87,12 +94,15 @@ impl Destination {
     /// will be replaced.
     ///
     /// # Errors
-    /// A directory, symlink, device or pipe has the name, or no file can be created beside it.
+    /// A directory, symlink, device or pipe has the name, or no file can be created beside it;
+    /// standard output is closed.
     pub fn prepare(target: Target) -> Result<Self, OutputError> {
         if let Target::File(path) = &target {
             check_kind(path)?;
             let (temporary, _) = create_beside(path)?;
             fs::remove_file(&temporary).map_err(|source| directory_error(path, source))?;
+        } else if !stdout::is_open() {
+            return Err(OutputError::Closed);
         }
         Ok(Self { target })
     }
@@ -118,16 +128,9 @@ impl Destination {
 }
 
 fn write_stdout(bytes: &[u8]) -> Result<(), OutputError> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
-    match written {
-        // The reader has seen enough: `agent … -o - | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|source| OutputError::Write {
-            path: "standard output".to_owned(),
-            source,
-        }),
-    }
+    let mut stdout = Stdout::default();
+    stdout.put(bytes);
+    stdout.finish()
 }
 
 /// `owner` is the user and the group that the file is given to.

@@ -12,6 +12,7 @@ pub mod profile;
 pub mod profile_args;
 pub mod run;
 pub mod spec;
+pub mod stdout;
 pub mod syscalls;
 pub mod syscalls_args;
 pub mod tcp;

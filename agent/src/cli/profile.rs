@@ -1,6 +1,7 @@
 //! `agent profile`: runs what the specification says.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,10 +82,11 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         ..facts(&session, &spec, clock, started, duration, ended)
     };
     let profile = model(&session, &samples, facts, verbosity);
-    let files = write(outputs, &profile)?;
+    let (files, written) = write(outputs, &profile);
     if !verbosity.quiet {
         say_summary(&profile, &files);
     }
+    written?;
     Ok(run::exit_code(command, profile.samples() > 0))
 }
 
@@ -129,7 +131,10 @@ async fn sample(
             samples.take(bytes, targets);
             taken.set(taken.get() + 1);
         },
-        |_, elapsed| progress.show(|| progress_line(elapsed, target, taken.get())),
+        |_, elapsed| {
+            progress.show(|| progress_line(elapsed, target, taken.get()));
+            ControlFlow::Continue(())
+        },
     )
     .await;
     progress.clear();
@@ -261,15 +266,24 @@ fn cost(session: &Attached, accounting: &Accounting) -> Cost {
     }
 }
 
-fn write(outputs: Vec<(Destination, Format)>, profile: &Profile) -> anyhow::Result<Vec<String>> {
+/// Writes every output that can be written; the names of the files, and the first error.
+fn write(
+    outputs: Vec<(Destination, Format)>,
+    profile: &Profile,
+) -> (Vec<String>, anyhow::Result<()>) {
     let mut files = Vec::new();
+    let mut first = Ok(());
     for (destination, format) in outputs {
-        let bytes = output::render(format, profile)?;
         let path = destination.path().map(|path| path.display().to_string());
-        destination.write(&bytes)?;
-        files.extend(path);
+        let written = output::render(format, profile)
+            .map_err(anyhow::Error::from)
+            .and_then(|bytes| Ok(destination.write(&bytes)?));
+        match written {
+            Ok(()) => files.extend(path),
+            Err(error) => first = first.and(Err(error)),
+        }
     }
-    Ok(files)
+    (files, first)
 }
 
 fn say_summary(profile: &Profile, files: &[String]) {

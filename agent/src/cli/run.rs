@@ -1,6 +1,7 @@
 //! What every subcommand that watches processes shares: the targets, the loop, the end.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub enum Ended {
     Interrupted,
     /// All processes in scope have ended.
     TargetExited,
+    /// Nobody reads the output any more.
+    ReaderGone,
 }
 
 impl Ended {
@@ -31,6 +34,7 @@ impl Ended {
             Ended::Duration => "duration",
             Ended::Interrupted => "interrupted",
             Ended::TargetExited => "target_exited",
+            Ended::ReaderGone => "reader_gone",
         }
     }
 }
@@ -125,7 +129,7 @@ impl Subjects {
             if let Some(running) = &mut self.running {
                 self.status = running.end();
             }
-            if ended == Ended::Duration {
+            if matches!(ended, Ended::Duration | Ended::ReaderGone) {
                 return None;
             }
         }
@@ -175,14 +179,15 @@ impl Signals {
 }
 
 /// Runs until the time is over, the targets have ended or the user has seen enough. `record` takes
-/// each record of the probes; `tick` is called after each look, several times a second.
+/// each record of the probes; `tick` is called after each look, several times a second, and may break
+/// off.
 pub async fn until_end(
     session: &mut Attached,
     subjects: &mut Subjects,
     signals: &mut Signals,
     duration: Option<Duration>,
     record: &mut impl FnMut(&[u8], &Targets),
-    mut tick: impl FnMut(&mut Attached, Duration),
+    mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
 ) -> Ended {
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
@@ -201,7 +206,9 @@ pub async fn until_end(
         if let Some(ended) = ended {
             return ended;
         }
-        tick(session, started.elapsed());
+        if tick(session, started.elapsed()).is_break() {
+            return Ended::ReaderGone;
+        }
         // The program's children may outlive it: with --children they keep the run going.
         let command_ended = subjects.command_ended();
         if session.targets().all_ended() || command_ended && session.targets().list().len() == 1 {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::Counter;
@@ -10,8 +12,10 @@ use anyhow::Context;
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
 use super::run::{self, Signals, Subjects};
+use super::stdout::Stdout;
 use super::tcp_args::{By, TcpFormat, TcpSpec};
 use super::terminal;
+use crate::output::escape;
 use crate::output::table::{Live, Style};
 use crate::output::tcp::{self as output, Rows, View};
 use crate::preflight::Kernel;
@@ -69,16 +73,21 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
                     .interval(session, &mut connections.borrow_mut(), &mut show, elapsed)
                     .err();
             }
+            if show.has_ended() || failure.is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         },
     )
     .await;
-    if let Some(error) = failure {
-        return Err(error);
-    }
     let mut connections = connections.into_inner();
-    let seen = watch.end(&mut session, &mut connections, &mut show)?;
+    let seen = watch.end(&mut session, &mut connections, &mut show);
     let command = subjects.finish(ended);
-    show.finish()?;
+    let shown = show.finish(verbosity);
+    failure.map_or(Ok(()), Err)?;
+    let seen = seen?;
+    shown?;
     Ok(run::exit_code(command, seen))
 }
 
@@ -193,7 +202,7 @@ struct Show {
     destination: Destination,
     /// What a file is to hold; standard output gets it at once.
     kept: Vec<u8>,
-    stdout: bool,
+    stdout: Option<Stdout>,
     /// The table that is redrawn in place.
     live: Option<Live>,
     hooks: String,
@@ -209,7 +218,7 @@ impl Show {
             format: spec.format,
             destination,
             kept: Vec::new(),
-            stdout,
+            stdout: stdout.then(Stdout::default),
             live: live.then(Live::default),
             hooks: String::new(),
             verbosity,
@@ -239,21 +248,25 @@ impl Show {
             TcpFormat::Table => self.table(view).into_bytes(),
         };
         self.begun = true;
-        if !self.stdout {
-            self.kept.extend(bytes);
-            return Ok(());
+        match &mut self.stdout {
+            Some(stdout) => stdout.put(&bytes),
+            None => self.kept.extend(bytes),
         }
-        let mut stdout = io::stdout().lock();
-        match stdout.write_all(&bytes).and_then(|()| stdout.flush()) {
-            // The reader has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-            done => done.context("cannot write to standard output"),
-        }
+        Ok(())
+    }
+
+    /// Whether nobody sees any more what is shown.
+    fn has_ended(&self) -> bool {
+        self.stdout.as_ref().is_some_and(Stdout::has_ended)
     }
 
     fn table(&mut self, view: &View) -> String {
         let (style, width) = terminal::look(self.live.is_some());
-        let style = if self.stdout { style } else { Style::Plain };
+        let style = if self.stdout.is_some() {
+            style
+        } else {
+            Style::Plain
+        };
         let width = if self.live.is_some() {
             width
         } else {
@@ -269,9 +282,17 @@ impl Show {
         }
     }
 
-    fn finish(self) -> anyhow::Result<()> {
-        if !self.stdout {
-            self.destination.write(&self.kept)?;
+    fn finish(self, verbosity: Verbosity) -> anyhow::Result<()> {
+        if let Some(stdout) = self.stdout {
+            return Ok(stdout.finish()?);
+        }
+        let path = self.destination.path().map(Path::to_owned);
+        self.destination.write(&self.kept)?;
+        if let Some(path) = path
+            && !verbosity.quiet
+        {
+            let path = path.to_string_lossy();
+            let _ = writeln!(io::stderr(), "wrote {}", escape::plain(&path));
         }
         Ok(())
     }
