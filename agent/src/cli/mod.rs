@@ -11,6 +11,7 @@ pub mod launch;
 pub mod profile;
 pub mod profile_args;
 pub mod run;
+pub mod signals;
 pub mod spec;
 pub mod stdout;
 pub mod syscalls;

@@ -5,9 +5,8 @@ use std::ops::ControlFlow;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use super::launch::{Held, LaunchError, Running, shell_code};
+use super::signals::Signals;
 use super::spec::{Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
 use crate::process::Process;
@@ -19,7 +18,7 @@ use crate::session::target::Targets;
 pub enum Ended {
     /// The time was over.
     Duration,
-    /// Ctrl-C or SIGTERM.
+    /// Ctrl-C, SIGTERM or SIGHUP.
     Interrupted,
     /// All processes in scope have ended.
     TargetExited,
@@ -152,35 +151,9 @@ fn add_descendants(processes: &mut Vec<Process>) {
     }
 }
 
-/// Ctrl-C and SIGTERM, caught from early on so that what was seen is never lost.
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    /// Catches them from now on.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn catch() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-/// Runs until the time is over, the targets have ended or the user has seen enough. `record` takes
-/// each record of the probes; `tick` is called after each look, several times a second, and may break
-/// off.
+/// Runs until the time is over, the targets have ended or the user has seen enough; from then on
+/// another signal ends the agent itself. `record` takes each record of the probes; `tick` is called
+/// after each look, several times a second, and may break off.
 pub async fn until_end(
     session: &mut Attached,
     subjects: &mut Subjects,
@@ -191,7 +164,7 @@ pub async fn until_end(
 ) -> Ended {
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
-    loop {
+    let ended = loop {
         let time_left = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -204,17 +177,19 @@ pub async fn until_end(
             () = time_left => Some(Ended::Duration),
         };
         if let Some(ended) = ended {
-            return ended;
+            break ended;
         }
         if tick(session, started.elapsed()).is_break() {
-            return Ended::ReaderGone;
+            break Ended::ReaderGone;
         }
         // The program's children may outlive it: with --children they keep the run going.
         let command_ended = subjects.command_ended();
         if session.targets().all_ended() || command_ended && session.targets().list().len() == 1 {
-            return Ended::TargetExited;
+            break Ended::TargetExited;
         }
-    }
+    };
+    signals.release();
+    ended
 }
 
 /// A line on the terminal that is written over while the run goes on.

@@ -9,7 +9,8 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
-use super::run::{self, Ended, Signals, Subjects};
+use super::run::{self, Ended, Subjects};
+use super::signals::Signals;
 use super::stdout::Stdout;
 use super::syscalls_args::{FileFormat, Stream, SyscallsSpec};
 use super::terminal;

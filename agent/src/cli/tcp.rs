@@ -11,7 +11,8 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
-use super::run::{self, Signals, Subjects};
+use super::run::{self, Subjects};
+use super::signals::Signals;
 use super::stdout::Stdout;
 use super::tcp_args::{By, TcpFormat, TcpSpec};
 use super::terminal;
