@@ -10,6 +10,7 @@ pub mod generate;
 pub mod launch;
 pub mod profile;
 pub mod profile_args;
+pub mod program;
 pub mod run;
 pub mod signals;
 pub mod spec;
@@ -42,11 +43,5 @@ impl Exit {
             Exit::Usage => 2,
             Exit::NothingSeen => 3,
         }
-    }
-}
-
-impl From<Exit> for std::process::ExitCode {
-    fn from(exit: Exit) -> Self {
-        exit.code().into()
     }
 }

@@ -229,11 +229,24 @@ impl Progress {
     }
 }
 
-/// The exit code: the started program's own where it failed, else whether anything was seen.
+/// The exit code: the started program's own if it ran to its end, else whether anything was seen.
 pub fn exit_code(command: Option<u8>, seen: bool) -> u8 {
     match command {
-        Some(code) if code != 0 => code,
-        _ if seen => Exit::Ok.code(),
-        _ => Exit::NothingSeen.code(),
+        Some(code) => code,
+        None if seen => Exit::Ok.code(),
+        None => Exit::NothingSeen.code(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_the_commands_own() {
+        assert_eq!(exit_code(Some(0), false), 0);
+        assert_eq!(exit_code(Some(7), true), 7);
+        assert_eq!(exit_code(None, true), 0);
+        assert_eq!(exit_code(None, false), 3);
     }
 }
