@@ -3,6 +3,7 @@
 
 pub mod descriptor;
 pub mod library;
+pub mod privilege;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -41,7 +42,7 @@ pub enum Error {
     },
     /// It is part of the kernel.
     #[error(
-        "process {pid} ({comm}) is a kernel thread: it has no program to profile; use `perf top` for the kernel itself"
+        "process {pid} ({comm}) is a kernel thread: it has no program to watch; `perf top` shows the kernel itself"
     )]
     KernelThread {
         /// The id given.
@@ -50,14 +51,14 @@ pub enum Error {
         comm: String,
     },
     /// The kernel does not let this user look at it.
-    #[error(
-        "no permission to look at process {pid}, which belongs to uid {uid}; run as root: `sudo agent …`"
-    )]
+    #[error("no permission to look at process {pid}, which belongs to uid {uid}: {hint}")]
     Permission {
         /// The id given.
         pid: u32,
         /// Its owner.
         uid: u32,
+        /// What would help, or why nothing does.
+        hint: &'static str,
     },
     /// Something else.
     #[error("cannot read {path}")]
@@ -248,6 +249,7 @@ impl Process {
             Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
                 uid: self.uid(),
+                hint: privilege::refusal_hint(),
             },
             Some(libc::ENOENT | libc::ESRCH) => Error::NotFound(self.pid),
             _ => Error::Read { path, source },
