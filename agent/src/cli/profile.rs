@@ -289,12 +289,14 @@ fn write(
 
 fn say_summary(profile: &Profile, files: &[String]) {
     let mut stderr = io::stderr();
-    let (style, width) = terminal::look(stderr.is_terminal());
+    let is_terminal = stderr.is_terminal();
+    let (style, width) = terminal::look(is_terminal);
     let text = summary::render(
         profile,
         summary::Options {
             style,
             width,
+            notes: if is_terminal { width } else { usize::MAX },
             files,
         },
     );
