@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
@@ -16,7 +16,7 @@ use super::stdout::{self, Stdout};
 use crate::output::escape;
 
 /// Where an output goes, as the user wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Standard output: `-`.
     Stdout,
@@ -31,6 +31,28 @@ impl Target {
             "-" => Target::Stdout,
             path => Target::File(PathBuf::from(path)),
         }
+    }
+}
+
+impl Target {
+    /// The same for all ways to write one name: absolute, without `.` and `..`. Symbolic links are
+    /// not followed.
+    pub fn normalized(&self) -> Self {
+        let Target::File(path) = self else {
+            return Target::Stdout;
+        };
+        let mut normal = PathBuf::new();
+        for part in std::path::absolute(path)
+            .as_ref()
+            .unwrap_or(path)
+            .components()
+        {
+            match part {
+                Component::ParentDir => drop(normal.pop()),
+                part => normal.push(part),
+            }
+        }
+        Target::File(normal)
     }
 }
 

@@ -22,7 +22,14 @@ pub struct ProfileArgs {
     #[command(flatten)]
     pub target: TargetArgs,
     /// Samples per second on each CPU
-    #[arg(short = 'F', long, value_name = "HZ", default_value = "99")]
+    #[arg(
+        short = 'F',
+        long,
+        value_name = "HZ",
+        default_value = "99",
+        value_parser = parse_frequency,
+        allow_hyphen_values = true
+    )]
     pub frequency: u64,
     /// File to write, `-` for standard output; may be repeated [default:
     /// profile-COMM-PID-TIME.svg]
@@ -31,6 +38,11 @@ pub struct ProfileArgs {
     /// Format of the outputs whose name does not tell it: svg, folded or json
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
+}
+
+fn parse_frequency(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "samples per second are a whole number, such as 99".to_owned())
 }
 
 /// What `agent profile` is to do.
@@ -100,6 +112,17 @@ mod tests {
         assert_eq!(spec.target.scope, Scope::Command(command));
         assert!(spec.target.children);
         assert_eq!(spec.target.duration, None);
+    }
+
+    #[test]
+    fn a_frequency_is_a_number() {
+        assert_eq!(parse_frequency("999"), Ok(999));
+        for bad in ["abc", "-5", "", "1.5", "99999999999999999999"] {
+            let words = ["agent", "profile", "--pid", "7", "-F", bad];
+            let error = Args::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("a whole number"), "{error}");
+        }
     }
 
     #[test]
