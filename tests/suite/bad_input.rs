@@ -181,8 +181,13 @@ fn usage() {
         &["jpeg", "svg", "folded", "json"],
     );
     refused(&["--pid", "1", "-o", "-"], &["--format"]);
+    refused(&["--pid", "1", "-o", "a.svg", "-o", "./a.svg"], &["twice"]);
+    refused(&["--pid", "1", "-F", "abc"], &["abc", "whole number"]);
+    refused(&["--pid", "1", "-F", "-5"], &["-5", "whole number"]);
     refused(&["--pid", "1", "--", "true"], &["--pid"]);
     refused(&["--no-such-option"], &["--no-such-option"]);
+    let page = Agent::subcommand("man", &[], &agent_binary()).args(["nosuch"]);
+    page.run().assert_refused(USAGE, &["nosuch", "profile"]);
 }
 
 #[test]
@@ -201,7 +206,19 @@ fn a_command_that_does_not_exist() {
     };
     refused("no-such-program", NOT_FOUND, &["not found in PATH"]);
     refused("/", NOT_EXECUTABLE, &["a directory"]);
-    refused("/etc/passwd", NOT_EXECUTABLE, &["not executable"]);
+    let agent = Agent::profile().args(["--", "./text"]);
+    std::fs::write(agent.directory().join("text"), "no program").unwrap();
+    agent
+        .run()
+        .assert_refused(NOT_EXECUTABLE, &["./text", "not executable"]);
+    let agent = Agent::profile().args(["--", "./script"]);
+    write_executable(
+        &agent.directory().join("script"),
+        b"#!/no/such/interpreter\n",
+    );
+    agent
+        .run()
+        .assert_refused(NOT_FOUND, &["/no/such/interpreter"]);
 }
 
 /// Asserts valid outputs without a sample.

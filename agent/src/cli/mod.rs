@@ -21,7 +21,7 @@ pub mod tcp;
 pub mod tcp_args;
 pub mod terminal;
 
-/// The exit codes.
+/// The exit codes, where no command was started that has one of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Done.

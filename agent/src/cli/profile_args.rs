@@ -16,7 +16,8 @@ Examples:
   agent profile --pid 4242 --children -F 999 -o - --format folded | less
   agent profile -- ./server --port 8080         from its first instruction until it exits
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 the target was idle or gone (the outputs are empty).")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 the target was idle or gone (the outputs are empty).
+With a command: its own if it ran to its end; 127 not found, 126 not executable.")]
 pub struct ProfileArgs {
     /// Whom to sample.
     #[command(flatten)]

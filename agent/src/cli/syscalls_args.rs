@@ -22,7 +22,8 @@ Examples:
   agent syscalls --pid 4242 --latency --format json -d 10s
   agent syscalls --hide-benign -o errors.svg -- ./server --port 8080
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 no system call failed.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 no system call failed.
+With a command: its own if it ran to its end; 127 not found, 126 not executable.")]
 pub struct SyscallsArgs {
     /// Whom to look at.
     #[command(flatten)]

@@ -20,7 +20,8 @@ Examples:
   agent tcp --pid 4242 --filter 'role=client,p99>10ms' --sort rate
   agent tcp --pid 4242 --filter 10.0.0.0/8
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 no connection was seen.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 no connection was seen.
+With a command: its own if it ran to its end; 127 not found, 126 not executable.")]
 pub struct TcpArgs {
     /// Whom to look at.
     #[command(flatten)]
