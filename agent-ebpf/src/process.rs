@@ -3,7 +3,7 @@
 use agent_ebpf::{
     Counter, ProcessRecord, TARGET_BEFORE_EXEC, TARGET_FOLLOW_CHILDREN, Target, record,
 };
-use aya_ebpf::helpers::generated::bpf_get_current_task;
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
@@ -75,6 +75,8 @@ fn send(kind: u32, tgid: u32, parent: u32, visible: u32) {
         tgid,
         parent,
         visible,
+        // SAFETY: the helper has no preconditions.
+        time: unsafe { bpf_ktime_get_ns() },
     };
     // SAFETY: the record is on the stack, whole and initialised.
     if !unsafe {

@@ -122,6 +122,32 @@ fn threads_that_start_and_end() {
     );
 }
 
+/// Programs that live for a millisecond each, more of them than the agent may have open files.
+#[test]
+fn a_storm_of_short_programs_is_followed() {
+    let _alone = alone();
+    let count = if in_vm() { 100 } else { 1000 };
+    let script = format!("i=0; while [ $i -lt {count} ]; do /bin/true; i=$((i+1)); done");
+    let arguments = ["--frequency", "999", "-o", "profile.json", "--children"];
+    let limit = ["prlimit", "--nofile=128:128"];
+    let limit: &[&str] = if in_vm() { &[] } else { &limit };
+    let finished = Agent::under(limit, &agent_binary())
+        .args(arguments)
+        .args(["--", "/bin/sh", "-c", &script])
+        .run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let profile = finished.profile();
+    let all = profile.samples();
+    let complete = profile.count(Stack::is_complete);
+    let least = if in_vm() { 0.8 } else { 0.97 };
+    assert!(all > 100, "{}", profile.explain());
+    assert!(
+        complete as f64 >= least * all as f64,
+        "{}",
+        profile.explain()
+    );
+}
+
 /// `agent profile … -- COMMAND`.
 fn command(words: &[&str]) -> Agent {
     let frequency = FREQUENCY.to_string();

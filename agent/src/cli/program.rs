@@ -47,7 +47,9 @@ pub fn find(program: &OsStr) -> Result<PathBuf, LaunchError> {
         let meta = Path::new(path).metadata();
         meta.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     };
-    match interpreter(&path).filter(missing) {
+    // A pipe would hold us up: the kernel refuses it.
+    let named = meta.is_file().then(|| interpreter(&path)).flatten();
+    match named.filter(missing) {
         Some(interpreter) => Err(LaunchError::Interpreter {
             program: shown(),
             interpreter: interpreter.to_string_lossy().into_owned(),

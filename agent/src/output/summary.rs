@@ -292,6 +292,7 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
             format!("{module} was deleted or replaced: run as root or with CAP_CHECKPOINT_RESTORE")
         }
         Unnamed::Malformed => format!("{module} is no ELF file that can be read"),
+        Unnamed::GaveUp => format!("to name {module} took too much time or memory"),
         Unnamed::KernelHidden => {
             "run as root or with CAP_SYSLOG, and with kernel.kptr_restrict at most 1".to_owned()
         }
