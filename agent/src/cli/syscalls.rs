@@ -38,6 +38,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         latency: spec.latency,
         syscalls: spec.syscalls.clone(),
         errnos: spec.errnos.clone(),
+        arguments: spec.arguments,
     };
     let needs = Needs {
         stacks: spec.stacks,

@@ -8,6 +8,7 @@ pub mod modules;
 pub mod sideband;
 mod tables;
 pub mod target;
+pub mod tracepoint;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -131,7 +131,7 @@ fn search(syscall: &str, facts: &Facts<'_>) -> Option<&'static str> {
 }
 
 fn interpreter(path: &str, name: &str) -> Option<&'static str> {
-    let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+    let ends = |ends: &[&str]| ends.iter().any(|end| path.ends_with(end));
     let inside = |parts: &[&str]| parts.iter().any(|part| path.contains(part));
     let python = inside(&[
         "/site-packages/",
@@ -145,6 +145,7 @@ fn interpreter(path: &str, name: &str) -> Option<&'static str> {
         "pyvenv.cfg",
         "._pth",
         "pybuilddir.txt",
+        "/Modules/Setup.local",
     ]) || name.contains(".cpython-");
     let node = inside(&["/node_modules"]) || name == "package.json" || name.ends_with(".node");
     let others = inside(&["/perl5/", "/perl/", "/ruby/", "/lua/"])

@@ -8,9 +8,7 @@ use agent_ebpf::failure::{Loss, bucket, row};
 use super::Failures;
 use crate::process;
 use crate::session::Attached;
-use crate::syscalls::{
-    Counted, CountedStack, Failure, Latency, Report, SHOWN_ARGUMENTS, benign, name, percentile,
-};
+use crate::syscalls::{Counted, CountedStack, Failure, Latency, Report, benign, name, percentile};
 
 const NS: f64 = 1e9;
 
@@ -190,7 +188,7 @@ impl Failures {
             Some(most) => most.benign.clone(),
             None => always.map(str::to_owned),
         };
-        args.truncate(SHOWN_ARGUMENTS);
+        args.truncate(self.shown_arguments);
         let shown: u64 = args.iter().map(|arg| arg.count).sum();
         let kept: u64 = own.iter().map(|(_, count)| count).sum();
         failure.other_args = (kept + sums.other_arguments).saturating_sub(shown);
