@@ -1,5 +1,9 @@
 //! `agent syscalls`: every failure counted, with its argument and its stack; the same as strace says.
 
+mod arguments;
+mod exact;
+mod outputs;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};

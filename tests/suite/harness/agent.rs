@@ -41,7 +41,8 @@ impl Agent {
         Agent::subcommand("profile", wrapper, binary)
     }
 
-    fn subcommand(name: &str, wrapper: &[&str], binary: &Path) -> Agent {
+    /// `WRAPPER… BINARY NAME`.
+    pub(crate) fn subcommand(name: &str, wrapper: &[&str], binary: &Path) -> Agent {
         let words: Vec<&OsStr> = wrapper
             .iter()
             .map(OsStr::new)
