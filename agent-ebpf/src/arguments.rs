@@ -62,7 +62,8 @@ pub fn read(scratch: &mut CallScratch) -> u64 {
         && value(&scratch.record, index) != 0
     {
         address(scratch, index);
-        hash = descriptor(scratch, hash);
+        // The address tells calls apart, and not the socket: each connection has one of its own.
+        hash = mix(hash, nonblocking(scratch));
     } else {
         hash = descriptor(scratch, hash);
     }
@@ -191,11 +192,21 @@ fn descriptor(scratch: &mut CallScratch, hash: u64) -> u64 {
     scratch.record.flags |= call::OPEN;
     scratch.record.inode = read_u64(inode, config::inode_number());
     scratch.record.mode = read_u32(inode, config::inode_mode()) & 0xffff;
-    scratch.record.file_flags = read_u32(file, config::file_flags());
-    mix(
-        mix(hash, scratch.record.inode),
-        (scratch.record.file_flags & O_NONBLOCK) as u64,
-    )
+    mix(mix(hash, scratch.record.inode), nonblocking(scratch))
+}
+
+/// Puts down the flags of the file behind the descriptor; the result is one of them, 0 where it is
+/// not set or the descriptor not open.
+#[inline(always)]
+fn nonblocking(scratch: &mut CallScratch) -> u64 {
+    let Some(index) = shape::index(scratch.record.shape, shape::FD) else {
+        return 0;
+    };
+    let file = file(value(&scratch.record, index) as i32);
+    if file != 0 {
+        scratch.record.file_flags = read_u32(file, config::file_flags());
+    }
+    (scratch.record.file_flags & O_NONBLOCK) as u64
 }
 
 /// The current task's open file; 0 where the descriptor is not open.

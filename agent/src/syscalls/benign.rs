@@ -12,8 +12,6 @@ pub struct Facts<'a> {
     pub values: [u64; 6],
     /// Whether the file behind the descriptor has `O_NONBLOCK`.
     pub nonblocking: bool,
-    /// Type of the file behind the descriptor (`S_IF…`), 0 where there is none.
-    pub file_type: u32,
     /// Whether the path's file name is that of a library that is mapped or installed elsewhere.
     pub found: bool,
 }

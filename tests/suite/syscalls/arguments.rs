@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{Report, report};
-use crate::harness::{Agent, Finished, alone, in_vm, program};
+use crate::harness::{Agent, Finished, alone, host_only, in_vm, program};
 
 /// What of the failures must have the right path or address.
 const RIGHT: f64 = 0.999;
@@ -101,6 +101,26 @@ fn thousands_of_addresses_are_right() {
         ]);
     }
     assert_right(&report, &expected);
+}
+
+#[test]
+fn an_address_is_one_argument_whatever_the_socket() {
+    let _alone = alone();
+    if host_only("it takes more failures than fit into the table of arguments") {
+        return;
+    }
+    let rounds = 8000;
+    let report = super::run(
+        "sys_mix",
+        &["60", &rounds.to_string()],
+        &["--syscall", "connect"],
+    );
+    report.assert_no_losses();
+    let all = rounds * super::FAILING;
+    let refused = report.row("connect", "ECONNREFUSED");
+    assert_eq!((refused.arg("127.0.0.1:1"), refused.count), (all, all));
+    let missing = report.row("connect", "ENOENT");
+    assert_eq!(missing.arg("unix:/nonexistent/socket"), all);
 }
 
 #[test]

@@ -17,7 +17,6 @@ pub(super) struct Known {
     path: String,
     values: [u64; 6],
     file_flags: u32,
-    file_type: u32,
     library: bool,
 }
 
@@ -32,7 +31,6 @@ impl Known {
             path: &self.path,
             values: self.values,
             nonblocking: self.file_flags & libc::O_NONBLOCK as u32 != 0,
-            file_type: self.file_type,
             found: self.library || !name.is_empty() && mapped(name),
         }
     }
@@ -186,7 +184,6 @@ fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Proce
         path,
         values: record.values,
         file_flags: record.file_flags,
-        file_type: record.mode & S_IFMT,
     }
 }
 
