@@ -707,7 +707,9 @@ fn other_processes_are_not_counted() {
 #[test]
 fn the_end_of_the_target_ends_the_run() {
     let _alone = alone();
-    let target = Target::run(Command::new(program("sys_flood")).args(["3", "1000000000"]));
+    // In a virtual machine the agent takes seconds to start.
+    let life = if crate::harness::in_vm() { "20" } else { "3" };
+    let target = Target::run(Command::new(program("sys_flood")).args([life, "1000000000"]));
     let running = Agent::syscalls()
         .args([
             "--pid",
@@ -720,7 +722,7 @@ fn the_end_of_the_target_ends_the_run() {
         .start();
     let finished = running.wait();
     let report = report(&finished);
-    assert!(report.elapsed_s < patience(10.0).as_secs_f64());
+    assert!(report.elapsed_s < 40.0);
     assert!(report.row("close", "EBADF").count > 0);
 }
 

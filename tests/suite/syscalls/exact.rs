@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Counts, Report, run, strace_counts};
-use crate::harness::{Agent, alone, host_only, program};
+use crate::harness::{Agent, Target, alone, eventually, host_only, patience, program};
 
 /// Programs of the distribution that fail the same way each time, with their exit codes.
 const OTHERS: [(&[&str], i32); 6] = [
@@ -164,6 +164,27 @@ fn agent_paths(report: &Report, cwd: &Path) -> Paths {
 /// The path with `.` for the directory.
 fn beside(path: &str, cwd: &Path) -> String {
     path.replacen(cwd.to_str().unwrap(), ".", 1)
+}
+
+#[test]
+fn the_hook_is_a_perf_event_where_the_kernel_preempts_the_other() {
+    let _alone = alone();
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let major: u32 = release.split('.').next().unwrap().parse().unwrap();
+    let target = Target::run(Command::new(program("sys_flood")).args(["100", "1000000000"]));
+    let running = Agent::syscalls()
+        .args(["--pid", &target.pid().to_string(), "--format", "json"])
+        .args(["--interval", "100ms", "--duration", "60s"])
+        .start();
+    assert!(eventually(patience(20.0), || running
+        .stdout()
+        .contains('\n')));
+    let links = std::fs::read_dir(format!("/proc/{}/fd", running.pid())).unwrap();
+    let events = links
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|link| link.to_str() == Some("anon_inode:[perf_event]"))
+        .count();
+    assert_eq!(events, usize::from(major >= 7));
 }
 
 #[test]
