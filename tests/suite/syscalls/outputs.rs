@@ -74,6 +74,10 @@ fn every_format_tells_the_same() {
         let argument = &row["args"][0];
         assert!(argument.is_null() || argument["value"].is_string() && argument["count"].is_u64());
     }
+    let svg = finished.text("r.svg");
+    assert!(svg.contains("Flame graph of failed system calls: sys_mix"));
+    assert!(svg.contains("failed system calls = ") && svg.contains(" failures, "));
+    assert!(!svg.contains(" Hz") && !svg.contains("ticks"));
     assert_eq!(finished.text("r.csv").lines().count(), rows.len() + 1);
     assert!(finished.stdout().contains(&finished.text("r.csv")));
     for row in rows {
@@ -101,6 +105,18 @@ fn every_format_tells_the_same() {
                 .any(|line| line.starts_with(syscall) && line.contains(errno))
         );
     }
+}
+
+#[test]
+fn hidden_benign_failures_are_in_no_flame_graph() {
+    let _alone = alone();
+    let finished = Agent::syscalls()
+        .args(["--hide-benign", "-o", "r.svg", "-o", "r.folded", "--"])
+        .args([program("sys_mix").to_str().unwrap(), "60", "10"])
+        .run();
+    let folded = finished.text("r.folded");
+    assert!(folded.contains(";kill:ESRCH ") && !folded.contains("lseek:ESPIPE"));
+    assert!(!finished.text("r.svg").contains("lseek:ESPIPE"));
 }
 
 #[test]
