@@ -126,10 +126,16 @@ fn paths(scratch: &mut CallScratch, index: u32) -> u64 {
 fn string(scratch: &mut CallScratch, at: u32, address: u64) -> u32 {
     let at = mask::<8191>(at as u64);
     // SAFETY: PATH_BYTES fit after whatever the mask lets through; the helper checks the address.
-    let length = unsafe {
-        let to = scratch.text.as_mut_ptr().add(at);
-        bpf_probe_read_user_str(to.cast(), PATH_BYTES as u32, address as *const _)
-    };
+    let to = unsafe { scratch.text.as_mut_ptr().add(at) };
+    // SAFETY: as above.
+    let length =
+        unsafe { bpf_probe_read_user_str(to.cast(), PATH_BYTES as u32, address as *const _) };
+    if length == 0 {
+        // Kernels before 6.2 say so of an empty string, and write nothing.
+        // SAFETY: as above.
+        unsafe { to.write_volatile(0) };
+        return 1;
+    }
     if length < 0 || length > PATH_BYTES as i64 {
         0
     } else {
