@@ -3,6 +3,7 @@
 
 pub mod descriptor;
 pub mod library;
+pub mod priority;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};

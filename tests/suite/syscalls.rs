@@ -236,7 +236,7 @@ fn assert_mix(report: &Report, rounds: u64, at_rest: &Counts) {
         let key = (syscall.to_owned(), errno.to_owned());
         let count = counts.get(&key).copied().unwrap_or(0);
         let expected = each * rounds * FAILING + at_rest.get(&key).copied().unwrap_or(0);
-        assert_eq!(count, expected, "{syscall} {errno}");
+        assert_eq!(count, expected, "{syscall} {errno} {:?}", report.losses);
     }
 }
 

@@ -42,8 +42,9 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     };
     let needs = Needs {
         stacks: spec.stacks,
-        // Stacks of code not known yet come with their memory.
-        ring_bytes: if spec.stacks { 4 << 20 } else { 0 },
+        // Thousands of arguments may be new at once; stacks of code not known yet come with their
+        // memory.
+        ring_bytes: 4 << 20,
         globals: options.globals(&kernel)?,
         unused_maps: vec![options.unused_maps(), tcp::MAPS],
         ..Needs::default()

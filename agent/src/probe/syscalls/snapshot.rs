@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use agent_ebpf::failure::{Loss, bucket, row};
 
 use super::Failures;
-use crate::process;
+use crate::process::{self, priority::Undisturbed};
 use crate::session::Attached;
 use crate::syscalls::{Counted, CountedStack, Failure, Latency, Report, benign, name, percentile};
 
@@ -33,6 +33,9 @@ impl Failures {
         last: bool,
         stacks: &mut dyn FnMut(u64) -> Vec<String>,
     ) -> Report {
+        // Where the hook is a perf event, the kernel skips it on a CPU on which somebody is in the
+        // middle of reading a map (`bpf_disable_instrumentation`, kernel/bpf/syscall.c).
+        let _undisturbed = self.event.is_some().then(Undisturbed::begin);
         let elapsed = self.seconds(process::monotonic_ns());
         let since = if last {
             elapsed
