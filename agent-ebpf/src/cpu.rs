@@ -1,6 +1,6 @@
 //! CPU sampling: one run of `cpu_sample` for each tick of the clock on each CPU.
 
-use agent_ebpf::{Counter, SampleRecord, record, slot};
+use agent_ebpf::{Counter, SampleRecord, TARGET_BEFORE_EXEC, record, slot};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::perf_event;
@@ -25,15 +25,18 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
     }
     let tgid = (pid_tgid >> 32) as u32;
     // SAFETY: the value is copied at once; an update replaces it whole.
-    let Some(table) = (unsafe { TARGETS.get(tgid) }).map(|target| target.table) else {
+    let Some(target) = (unsafe { TARGETS.get(tgid) }).copied() else {
         return Counter::Other;
     };
+    if target.flags & TARGET_BEFORE_EXEC != 0 {
+        return Counter::Other;
+    }
     // SAFETY: the helper has no preconditions and may be called from an NMI.
     let started = unsafe { bpf_ktime_get_ns() };
     let Some(scratch) = stack::claim(slot::CPU) else {
         return Counter::LostScratchBusy;
     };
-    stack::begin(scratch, table);
+    stack::begin(scratch, target.table);
     // SAFETY: the context of a perf_event program begins with the registers.
     let regs = unsafe { &(*ctx.ctx).regs };
     if !stack::registers_from(regs, scratch) {

@@ -1,15 +1,16 @@
 //! Sends records to userspace.
 
 use agent_ebpf::{
-    Counter, DEFERRED_BUDGET, DEFERRED_FRAMES, DEFERRED_STACK_BYTES, DeferredRecord, End,
-    MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleRecord, StackRecord, record,
+    Counter, DEFERRED_BUDGET, DEFERRED_FRAMES, DEFERRED_REFILL, DEFERRED_STACK_BYTES,
+    DeferredRecord, End, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleRecord, StackRecord, record,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_probe_read_kernel, bpf_probe_read_user, bpf_ringbuf_output, bpf_ringbuf_query,
+    bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user, bpf_ringbuf_output,
+    bpf_ringbuf_query,
 };
 
 use crate::count;
-use crate::maps::{DEFERRED, EVENTS, SEEN, Scratch};
+use crate::maps::{DEFERRED, EVENTS, SEEN, Scratch, config};
 use crate::stack::mask;
 
 /// Userspace looks at the ring by itself a few times a second; it is woken only when this many
@@ -104,7 +105,13 @@ pub fn is_pending(scratch: &Scratch) -> bool {
 /// Whether there is room for one more sample that is finished later.
 #[inline(always)]
 pub fn may_defer() -> bool {
-    crate::counted(Counter::Deferred) < DEFERRED_BUDGET
+    let sent = crate::counted(Counter::Deferred);
+    if sent < DEFERRED_BUDGET {
+        return true;
+    }
+    // SAFETY: the helper has no preconditions.
+    let age = unsafe { bpf_ktime_get_ns() }.wrapping_sub(config::loaded_at());
+    sent - DEFERRED_BUDGET < (age >> DEFERRED_REFILL)
 }
 
 /// Sends the scratch's stack with what is needed to finish its walk.

@@ -109,8 +109,8 @@ numbers! {
         TablePending = "table_pending",
         /// The sample has no user registers (a kernel thread).
         NoUserRegisters = "no_user_registers",
-        /// The thread has given its memory back, on its way through the kernel's `do_exit`: there
-        /// is no user stack any more.
+        /// The thread has given its memory back, in the kernel's `do_exit` or `execve`: there is
+        /// no user stack any more.
         Exiting = "exiting",
     }
 }
@@ -173,6 +173,8 @@ pub mod slot {
 
 /// Flag of [`Target::flags`]: processes that this one forks are in scope too.
 pub const TARGET_FOLLOW_CHILDREN: u32 = 1;
+/// Flag of [`Target::flags`]: it has not executed its program yet, and is not sampled before.
+pub const TARGET_BEFORE_EXEC: u32 = 2;
 
 /// Value of the `TARGETS` map; the key is the thread-group id in the initial PID namespace.
 #[repr(C)]
@@ -255,8 +257,10 @@ const _: () = assert!(size_of::<StackRecord>() == 48);
 pub const DEFERRED_FRAMES: usize = 230;
 /// Most bytes of stack that follow a [`DeferredRecord`].
 pub const DEFERRED_STACK_BYTES: usize = 16384;
-/// Deferred samples that each CPU sends in a run, at most.
+/// Deferred samples that each CPU may send at once.
 pub const DEFERRED_BUDGET: u64 = 2048;
+/// One more each 2^23 nanoseconds of the run: some 119 a second.
+pub const DEFERRED_REFILL: u32 = 23;
 
 /// A sample whose walk came to code that the kernel programs do not know yet: userspace, which
 /// will know it in a moment, finishes the walk on a copy of the stack.
@@ -291,5 +295,7 @@ pub struct ProcessRecord {
     pub parent: u32,
     /// The thread-group id as the agent's own PID namespace shows it; 0 if it does not.
     pub visible: u32,
+    /// When, in nanoseconds of the monotonic clock.
+    pub time: u64,
 }
-const _: () = assert!(size_of::<ProcessRecord>() == 16);
+const _: () = assert!(size_of::<ProcessRecord>() == 24);

@@ -334,5 +334,7 @@ pub mod config {
         INODE_MODE, inode_mode: u32;
         /// Seed of the stack hash.
         HASH_SEED, hash_seed: u64;
+        /// When the programs were loaded, in nanoseconds of the monotonic clock.
+        LOADED_AT, loaded_at: u64;
     }
 }

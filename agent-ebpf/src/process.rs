@@ -1,7 +1,9 @@
 //! The life of the processes in scope: fork, exec, exit; and the PID namespaces.
 
-use agent_ebpf::{Counter, ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
-use aya_ebpf::helpers::generated::bpf_get_current_task;
+use agent_ebpf::{
+    Counter, ProcessRecord, TARGET_BEFORE_EXEC, TARGET_FOLLOW_CHILDREN, Target, record,
+};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
@@ -42,7 +44,11 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let Some(target) = (unsafe { TARGETS.get(tgid) }).copied() else {
         return 0;
     };
-    let _ = TARGETS.insert(tgid, Target { table: 0, ..target }, 0);
+    let started = Target {
+        table: 0,
+        flags: target.flags & !TARGET_BEFORE_EXEC,
+    };
+    let _ = TARGETS.insert(tgid, started, 0);
     send(record::EXEC, tgid, 0, visible(ctx.arg::<u64>(0)));
     0
 }
@@ -69,6 +75,8 @@ fn send(kind: u32, tgid: u32, parent: u32, visible: u32) {
         tgid,
         parent,
         visible,
+        // SAFETY: the helper has no preconditions.
+        time: unsafe { bpf_ktime_get_ns() },
     };
     // SAFETY: the record is on the stack, whole and initialised.
     if !unsafe {

@@ -17,6 +17,10 @@ use crate::maps::{FRAMES, SCRATCH, Scratch, TABLES, config};
 
 /// `CS` of user code has the requested privilege level 3 in its low bits.
 const USER_MODE: u64 = 3;
+/// System calls that replace the program (asm/unistd_64.h).
+const EXECVE: u64 = 59;
+/// See [`EXECVE`].
+const EXECVEAT: u64 = 322;
 
 /// `value & M`, by an instruction that the optimiser cannot drop: the verifier needs to see the
 /// bound even where it follows from what came before.
@@ -114,13 +118,22 @@ pub fn user(slot: u32, scratch: &mut Scratch) {
         i += 1;
     }
     let followed = end == End::Root as u32 || end == End::RootFramePointer as u32;
-    if !followed && memory_is_gone() {
+    let faulted = end == End::ReadFault as u32;
+    if !followed && (memory_is_gone() || faulted && is_executing(scratch)) {
         scratch.frames_len = scratch.frames_len.saturating_sub(scratch.depth);
         scratch.depth = 0;
         end = End::Exiting as u32;
     }
     scratch.record.end = end;
     count(Counter::FramePointerFallback, scratch.fallbacks as u64);
+}
+
+/// Whether the thread was in `execve` when its stack could not be read: the old program's memory
+/// goes before the call returns.
+#[inline(always)]
+fn is_executing(scratch: &Scratch) -> bool {
+    let call = scratch.saved.orig_rax;
+    scratch.record.kernel_frames > 0 && (call == EXECVE || call == EXECVEAT)
 }
 
 /// Whether the current thread has left its address space for good (`exit_mm`, linux/kernel/exit.c).

@@ -69,8 +69,9 @@ pub struct Extended {
     pub cfa_register: u8,
     /// One of [`saved`].
     pub rbp_kind: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// 0: the return address is at CFA-8. Otherwise it is in the register of this DWARF number
+    /// less one, known in the innermost frame only: glibc's `vfork`.
+    pub return_register: u8,
     /// Bytes added to the register.
     pub cfa_offset: i32,
     /// Bytes added after the load ([`cfa::DEREF`]).
@@ -358,11 +359,21 @@ fn extended(index: u32, regs: &mut Registers, leaf: bool, memory: &impl Memory) 
         };
         cfa = word.wrapping_add(rule.cfa_offset2 as i64 as u64);
     }
-    if !plausible(cfa, regs.sp) {
+    let popped = rule.return_register != 0;
+    if !(plausible(cfa, regs.sp) || popped && cfa == regs.sp) {
         return Step::End(End::ImplausibleCfa);
     }
-    let Some(pc) = memory.word(cfa.wrapping_sub(8)) else {
-        return Step::End(End::ReadFault);
+    let pc = if popped {
+        memory.register(rule.return_register - 1)
+    } else {
+        memory.word(cfa.wrapping_sub(8))
+    };
+    let Some(pc) = pc else {
+        return Step::End(if popped {
+            End::UnsupportedRule
+        } else {
+            End::ReadFault
+        });
     };
     if rule.rbp_kind != saved::SAME {
         let base = match rule.rbp_kind {

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 const MAX_READ: u64 = 1 << 30;
 /// Most section headers looked at.
 const MAX_SECTIONS: u64 = 1 << 16;
+/// Most program headers: the kernel runs no program with more than 64 KiB of them (fs/binfmt_elf.c).
+const MAX_SEGMENTS: u16 = 1170;
 /// Size of a page of the mappings of x86-64.
 const PAGE: u64 = 4096;
 
@@ -143,7 +145,8 @@ impl Headers {
         let (offset, entry_size, count) =
             (xword(&header, 32), half(&header, 54), half(&header, 56));
         if entry_size == 56 {
-            let bytes = read_range(file, offset, u64::from(count) * 56, "program header table")?;
+            let size = u64::from(count.min(MAX_SEGMENTS)) * 56;
+            let bytes = read_range(file, offset, size, "program header table")?;
             headers.program_headers(&bytes);
         }
         headers.sections = sections(file, &header).unwrap_or_default();
@@ -315,4 +318,27 @@ pub(crate) fn xword(bytes: &[u8], at: usize) -> u64 {
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test may panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_segments_are_read_than_the_kernel_loads() {
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(18, 0);
+        file.extend(62_u16.to_le_bytes());
+        file.resize(32, 0);
+        file.extend(64_u64.to_le_bytes());
+        file.resize(54, 0);
+        file.extend([56, 0, 0xff, 0xff]);
+        file.resize(64, 0);
+        let mut load = vec![1, 0, 0, 0, 5, 0, 0, 0];
+        load.resize(56, 0);
+        file.extend(load.repeat(0xffff));
+        let headers = Headers::read(file.as_slice()).unwrap();
+        assert_eq!(headers.segments.len(), 1170);
+    }
 }

@@ -9,6 +9,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    agent::process::raise_open_files();
     match run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

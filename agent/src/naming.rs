@@ -11,7 +11,7 @@ use crate::process;
 use crate::profile::{Frame, FrameId, Profile, Space, Stack, Unnamed};
 use crate::session::modules::Module;
 use crate::session::target::{Targets, Tracked};
-use crate::symbolize;
+use crate::symbolize::{self, Budget};
 
 /// Threads that name modules.
 const WORKERS: usize = 2;
@@ -110,6 +110,7 @@ fn places(process: usize, stack: &RawStack) -> impl Iterator<Item = (Place, u64)
 
 /// Names everything, modules side by side.
 fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Targets) -> Names {
+    let budget = Budget::start();
     let queue = Mutex::new(addresses.iter());
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -119,7 +120,7 @@ fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Target
                 while let Some((&place, set)) = queue.lock().ok().and_then(|mut queue| queue.next())
                 {
                     let sorted: Vec<u64> = set.iter().copied().collect();
-                    let frames = name_place(place, &sorted, targets);
+                    let frames = name_place(place, &sorted, targets, &budget);
                     if let Ok(mut done) = done.lock() {
                         done.push((place, sorted, frames));
                     }
@@ -142,16 +143,24 @@ fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Target
     names
 }
 
-fn name_place(place: Place, addresses: &[u64], targets: &Targets) -> Vec<Vec<Frame>> {
+fn name_place(
+    place: Place,
+    addresses: &[u64],
+    targets: &Targets,
+    budget: &Budget,
+) -> Vec<Vec<Frame>> {
     match place {
         Place::Kernel => match process::kallsyms() {
             Ok(file) => symbolize::kernel(file, addresses),
             Err(_) => unnamed(addresses, Space::Kernel, None, Unnamed::KernelHidden),
         },
         Place::Module(slot) => match targets.modules().iter().find(|module| module.slot == slot) {
-            Some(module) => name_module(module, addresses),
+            Some(module) => name_module(module, addresses, budget),
             None => unnamed(addresses, Space::User, None, Unnamed::NoModule),
         },
+        Place::Process(_) if budget.is_over() => {
+            unnamed(addresses, Space::User, None, Unnamed::GaveUp)
+        }
         Place::Process(index) => targets
             .list()
             .get(index)
@@ -160,7 +169,7 @@ fn name_place(place: Place, addresses: &[u64], targets: &Targets) -> Vec<Vec<Fra
     }
 }
 
-fn name_module(module: &Module, addresses: &[u64]) -> Vec<Vec<Frame>> {
+fn name_module(module: &Module, addresses: &[u64], budget: &Budget) -> Vec<Vec<Frame>> {
     let Some(file) = &module.file else {
         return unnamed(
             addresses,
@@ -170,7 +179,7 @@ fn name_module(module: &Module, addresses: &[u64]) -> Vec<Vec<Frame>> {
         );
     };
     let debug = module.roots.of_module(Path::new(&module.path));
-    symbolize::module(file, &module.name, &debug, addresses)
+    symbolize::module(file, &module.name, &debug, addresses, budget)
 }
 
 /// Names JIT code by the perf map of its process, if that can be trusted.

@@ -4,15 +4,18 @@
 pub mod descriptor;
 pub mod library;
 pub mod priority;
+pub mod regular;
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use regular::Last;
 
 /// Why a process cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +73,12 @@ pub enum Error {
     },
 }
 
-/// A process held by a pidfd: its id is not given to another one while this lives.
+/// A process held by a pidfd, which tells whether the process of this id is still the same one.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
-    pidfd: OwnedFd,
+    /// `None` once it has ended and was let go.
+    pidfd: Option<OwnedFd>,
     /// Its root directory, open so that its files are found when it is gone.
     root: Root,
     /// Its id in its own, innermost PID namespace.
@@ -139,14 +143,10 @@ impl Process {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let root = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
-            .open(proc_path(pid, "root"));
         let process = Self {
             pid,
-            pidfd,
-            root: Root(root.ok().map(Arc::new)),
+            pidfd: Some(pidfd),
+            root: Root::of(pid),
             own_pid: namespace_pid(pid).unwrap_or(pid),
             uid: fs::metadata(proc_path(pid, ""))
                 .map(|meta| meta.uid())
@@ -166,7 +166,16 @@ impl Process {
                 parent: stat.parent,
             });
         }
+        process.still_there()?;
         Ok(process)
+    }
+
+    /// What was read under its id is its own only if it has not ended since.
+    fn still_there(&self) -> Result<(), Error> {
+        if self.has_ended() {
+            return Err(Error::NotFound(self.pid));
+        }
+        Ok(())
     }
 
     fn open_failed(pid: u32, error: io::Error) -> Error {
@@ -191,15 +200,23 @@ impl Process {
         self.pid
     }
 
-    /// Readable once the process has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+    /// Readable once the process has ended; `None` after [`Process::let_go`].
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Closes the descriptor of a process that has ended.
+    pub fn let_go(&mut self) {
+        self.pidfd = None;
     }
 
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
+        let Some(pidfd) = &self.pidfd else {
+            return true;
+        };
         let mut poll = libc::pollfd {
-            fd: self.pidfd.as_raw_fd(),
+            fd: pidfd.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
@@ -245,14 +262,15 @@ impl Process {
     /// When they cannot be read: no permission, or the process is gone.
     pub fn maps(&self) -> Result<Vec<Map>, Error> {
         let path = proc_path(self.pid, "maps");
-        let text = fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => Error::Permission {
+        let text = fs::read(&path).map_err(|source| match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
                 uid: self.uid(),
             },
-            io::ErrorKind::NotFound => Error::NotFound(self.pid),
+            Some(libc::ENOENT | libc::ESRCH) => Error::NotFound(self.pid),
             _ => Error::Read { path, source },
         })?;
+        self.still_there()?;
         Ok(text
             .split(|&byte| byte == b'\n')
             .filter_map(parse_map)
@@ -262,6 +280,19 @@ impl Process {
     /// Its root directory: held open, so that its files are found also when it is gone.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// Holds its root directory by this descriptor, which leads to the same place.
+    pub fn share_root(&mut self, same: &Root) {
+        self.root = same.clone();
+    }
+
+    /// Looks where its root directory is now: a container's first process enters it late.
+    pub fn renew_root(&mut self) {
+        let root = Root::of(self.pid);
+        if root.dir.is_some() && self.still_there().is_ok() {
+            self.root = root;
+        }
     }
 
     /// Children of its threads.
@@ -280,29 +311,47 @@ impl Process {
             .collect()
     }
 
-    /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace.
+    /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace; no
+    /// link of that name.
     pub fn open_perf_map(&self) -> Option<File> {
-        let path = self
-            .root
-            .path()
-            .join(format!("tmp/perf-{}.map", self.own_pid));
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(path)
+        self.root
+            .open(
+                Path::new(&format!("/tmp/perf-{}.map", self.own_pid)),
+                Last::NoLink,
+                |_| true,
+            )
             .ok()
     }
 }
 
-/// The root directory that a process sees, in its mount namespace.
+/// The root directory that a process sees, in its mount namespace. Two are equal if they are the
+/// same directory of the same mount.
 #[derive(Clone, Debug, Default)]
-pub struct Root(Option<Arc<File>>);
+pub struct Root {
+    dir: Option<Arc<File>>,
+    /// Device (major, minor), inode, and mount (`statx(2)`, 5.8).
+    id: Option<(u32, u32, u64, u64)>,
+}
+
+impl PartialEq for Root {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.dir.is_some() == other.dir.is_some()
+    }
+}
 
 impl Root {
+    /// That of a process.
+    fn of(pid: u32) -> Self {
+        let dir = regular::hold_directory(&proc_path(pid, "root"));
+        let dir = dir.ok().map(Arc::new);
+        let id = dir.as_deref().and_then(place);
+        Self { dir, id }
+    }
+
     /// A path that leads there: the agent's own root directory where the process's could not be
     /// opened.
     pub fn path(&self) -> PathBuf {
-        match &self.0 {
+        match &self.dir {
             Some(root) => PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())),
             None => PathBuf::from("/"),
         }
@@ -314,11 +363,26 @@ impl Root {
     /// `None` when it cannot be had, or what is found is not what is mapped.
     pub fn open_mapped(&self, pid: u32, map: &Map) -> Option<File> {
         let exact = proc_path(pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
-        let path = Path::new(&map.path);
-        let visible = self.path().join(path.strip_prefix("/").ok()?);
-        [exact, visible]
-            .iter()
-            .find_map(|path| open_regular(path, map.file.inode))
+        let mapped = |meta: &fs::Metadata| meta.ino() == map.file.inode;
+        regular::open_at(&exact, mapped)
+            .or_else(|_| self.open(Path::new(&map.path), Last::MayBeLink, mapped))
+            .ok()
+    }
+
+    /// Opens a regular file as the process would find it.
+    fn open(
+        &self,
+        path: &Path,
+        last: Last,
+        accept: impl FnOnce(&fs::Metadata) -> bool,
+    ) -> io::Result<File> {
+        match &self.dir {
+            Some(root) => regular::open_beneath(root.as_fd(), path, last, accept),
+            None => {
+                let root = regular::hold_directory(Path::new("/"))?;
+                regular::open_beneath(root.as_fd(), path, last, accept)
+            }
+        }
     }
 }
 
@@ -333,7 +397,7 @@ pub fn program_file(program: &Path) -> Option<(File, Map)> {
             .map(|directory| directory.join(program))
             .find_map(|path| fs::canonicalize(path).ok())?
     };
-    let file = open_regular(&path, fs::metadata(&path).ok()?.ino())?;
+    let file = regular::open_at(&path, |_| true).ok()?;
     let meta = file.metadata().ok()?;
     let map = Map {
         start: 0,
@@ -357,15 +421,55 @@ pub fn own_maps() -> Vec<Map> {
         .collect()
 }
 
-fn open_regular(path: &Path, inode: u64) -> Option<File> {
-    // O_NONBLOCK: a fifo that took the file's place must not hold us up.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-        .open(path)
-        .ok()?;
-    let meta = file.metadata().ok()?;
-    (meta.is_file() && meta.ino() == inode).then_some(file)
+/// Which directory of which mount this is.
+fn place(dir: &File) -> Option<(u32, u32, u64, u64)> {
+    // SAFETY: all-zero is a valid value of the structure.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor, an empty path, and a structure for the result.
+    let failed = unsafe {
+        libc::statx(
+            dir.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_INO | libc::STATX_MNT_ID,
+            &raw mut found,
+        )
+    };
+    let device = (found.stx_dev_major, found.stx_dev_minor);
+    (failed == 0).then_some((device.0, device.1, found.stx_ino, found.stx_mnt_id))
+}
+
+/// Whether there is no process of this id.
+pub fn is_gone(pid: u32) -> bool {
+    !proc_path(pid, "").exists()
+}
+
+/// The limit of open files that this process was started with.
+static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
+
+/// Allows this process as many open files as it may have: it holds the files of every module, and
+/// a descriptor for each process in scope.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes the structure only.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        let before = *OPEN_FILES.get_or_init(|| limit);
+        limit.rlim_cur = before.rlim_max;
+        // SAFETY: the call reads the structure only.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
+/// Undoes [`raise_open_files`], in a new process before it executes its program. Only
+/// async-signal-safe calls are made.
+pub fn restore_open_files() {
+    if let Some(limit) = OPEN_FILES.get() {
+        // SAFETY: the call reads the structure only.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
+    }
 }
 
 fn proc_path(pid: u32, name: &str) -> PathBuf {
@@ -592,6 +696,42 @@ mod tests {
         assert!(process.root().open_mapped(process.pid(), map).is_some());
         assert!(!process.has_ended());
         assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
+    }
+
+    #[test]
+    fn what_took_the_place_of_a_mapped_file_is_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = regular::hold_directory(directory.path()).unwrap();
+        let root = Root {
+            dir: Some(Arc::new(held)),
+            id: None,
+        };
+        let pipe = directory.path().join("lib.so");
+        let released = regular::tests::releases_a_writer(&pipe, || {
+            let mut map = parse_map(b"1000-2000 r-xp 00000000 00:00 0 /lib.so").unwrap();
+            map.file.inode = fs::metadata(&pipe).unwrap().ino();
+            assert!(root.open_mapped(std::process::id(), &map).is_none());
+        });
+        assert!(!released);
+    }
+
+    #[test]
+    fn a_perf_map_is_looked_for_in_the_root_of_its_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = Process::open(std::process::id()).unwrap();
+        let held = regular::hold_directory(directory.path()).unwrap();
+        process.root.dir = Some(Arc::new(held));
+        fs::create_dir(directory.path().join("its")).unwrap();
+        std::os::unix::fs::symlink("/its", directory.path().join("tmp")).unwrap();
+        let name = format!("perf-{}.map", process.own_pid);
+        let map = directory.path().join("its").join(name);
+        let released = regular::tests::releases_a_writer(&map, || {
+            assert!(process.open_perf_map().is_none());
+        });
+        assert!(!released);
+        fs::remove_file(&map).unwrap();
+        fs::write(&map, "").unwrap();
+        assert!(process.open_perf_map().is_some());
     }
 
     #[test]

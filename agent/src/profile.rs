@@ -64,6 +64,8 @@ pub enum Unnamed {
     NotCovered,
     /// The kernel hides its symbol addresses (`kernel.kptr_restrict`).
     KernelHidden,
+    /// Its file asks for more time or memory than naming may take, or the user gave up.
+    GaveUp,
 }
 
 /// One distinct call path of one thread's name.

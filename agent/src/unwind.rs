@@ -46,6 +46,9 @@ pub enum Error {
     /// More rows than a table can hold.
     #[error("more than {MAX_ROWS} unwind rows")]
     TooManyRows,
+    /// A library that parses it panicked.
+    #[error("the unwind information is malformed in a way that was not foreseen")]
+    Panicked,
 }
 
 /// What a table was built from.
@@ -103,7 +106,7 @@ struct Piece {
 struct Code {
     /// The lowest one, rounded down to a bucket.
     origin: u64,
-    /// Sorted ranges relative to the origin.
+    /// Sorted ranges relative to the origin, none of which overlap.
     ranges: Vec<(u32, u32)>,
 }
 
@@ -130,16 +133,21 @@ impl Code {
             })
             .collect();
         ranges.sort_unstable();
+        ranges.dedup_by(|next, range| {
+            let overlaps = next.0 < range.1;
+            if overlaps {
+                range.1 = range.1.max(next.1);
+            }
+            overlaps
+        });
         Ok(Self { origin, ranges })
     }
 
     /// The part of a range of virtual addresses that lies in the code range of its first address.
     fn piece(&self, start: u64, end: u64, source: Source) -> Option<Piece> {
         let start = u32::try_from(start.checked_sub(self.origin)?).ok()?;
-        let &(_, limit) = self
-            .ranges
-            .iter()
-            .find(|&&(first, limit)| first <= start && start < limit)?;
+        let after = self.ranges.partition_point(|&(first, _)| first <= start);
+        let &(_, limit) = self.ranges.get(after.checked_sub(1)?)?;
         let end = end.saturating_sub(self.origin).min(u64::from(limit)) as u32;
         (start < end).then_some(Piece { start, end, source })
     }
@@ -243,11 +251,18 @@ fn clipped(pieces: &[Piece]) -> impl Iterator<Item = (&Piece, u32, Option<u32>)>
 fn gaps(code: &Code, pieces: &[Piece]) -> Vec<(u32, u32)> {
     let mut gaps = Vec::new();
     let mut covered = 0;
+    let mut ranges = code.ranges.as_slice();
     let ends = clipped(pieces)
         .map(|(piece, end, _)| (piece.start, end))
         .chain([(u32::MAX, u32::MAX)]);
     for (start, end) in ends {
-        for &(first, limit) in &code.ranges {
+        // Nothing before `covered` is looked at again.
+        while let [(_, limit), rest @ ..] = ranges
+            && *limit <= covered
+        {
+            ranges = rest;
+        }
+        for &(first, limit) in ranges.iter().take_while(|&&(first, _)| first < start) {
             let (from, to) = (covered.max(first), start.min(limit));
             if from < to && to - from >= PADDING {
                 gaps.push((from, to));

@@ -4,7 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::{
-    Agent, ENOUGH, FREQUENCY, LIFE, Stack, Target, alone, eventually, in_vm, patience, program,
+    Agent, ENOUGH, FREQUENCY, LIFE, Stack, Target, agent_binary, alone, eventually, in_vm,
+    patience, program,
 };
 
 #[test]
@@ -102,18 +103,48 @@ fn threads_that_start_and_end() {
     let profile = Agent::standard(target.pid()).run_to_profile();
     profile.assert_complete(ENOUGH);
     profile.assert_names(&["thread_work"]);
-    let named = profile.count(|stack| stack.thread.starts_with("short-"));
-    assert!(
-        named as f64 >= 0.9 * profile.samples() as f64,
-        "{named} of {}",
-        profile.samples()
-    );
+    // A thread has its name before it calls this: not one sample may have another's.
+    let works = |stack: &Stack| {
+        profile
+            .names_of(stack)
+            .iter()
+            .any(|name| name == "thread_work")
+    };
+    let misnamed = |stack: &Stack| works(stack) && !stack.thread.starts_with("short-");
+    assert_eq!(profile.count(misnamed), 0, "{}", profile.explain());
+    assert!(profile.count(works) > ENOUGH / 2, "{}", profile.explain());
     let threads: std::collections::BTreeSet<_> =
         profile.stacks.iter().map(|stack| stack.tid).collect();
     assert!(
         threads.len() >= if in_vm() { 5 } else { 15 },
         "only {} threads",
         threads.len()
+    );
+}
+
+/// Programs that live for a millisecond each, more of them than the agent may have open files.
+#[test]
+fn a_storm_of_short_programs_is_followed() {
+    let _alone = alone();
+    let count = if in_vm() { 100 } else { 1000 };
+    let script = format!("i=0; while [ $i -lt {count} ]; do /bin/true; i=$((i+1)); done");
+    let arguments = ["--frequency", "999", "-o", "profile.json", "--children"];
+    let limit = ["prlimit", "--nofile=128:128"];
+    let limit: &[&str] = if in_vm() { &[] } else { &limit };
+    let finished = Agent::under(limit, &agent_binary())
+        .args(arguments)
+        .args(["--", "/bin/sh", "-c", &script])
+        .run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let profile = finished.profile();
+    let all = profile.samples();
+    let complete = profile.count(Stack::is_complete);
+    let least = if in_vm() { 0.8 } else { 0.97 };
+    assert!(all > 100, "{}", profile.explain());
+    assert!(
+        complete as f64 >= least * all as f64,
+        "{}",
+        profile.explain()
     );
 }
 

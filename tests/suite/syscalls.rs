@@ -707,7 +707,7 @@ fn other_processes_are_not_counted() {
 #[test]
 fn the_end_of_the_target_ends_the_run() {
     let _alone = alone();
-    // In a virtual machine the agent takes seconds to start.
+    // In a virtual machine, beside a flood on one CPU, the agent takes seconds to attach.
     let life = if crate::harness::in_vm() { "20" } else { "3" };
     let target = Target::run(Command::new(program("sys_flood")).args([life, "1000000000"]));
     let running = Agent::syscalls()

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::process;
+
 /// How long a program that was asked to end may take.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -171,6 +173,7 @@ fn hold(tell: i32, wait: i32, go: i32) -> io::Result<()> {
     unsafe {
         // Our own copy of the other end would keep `read` waiting after the agent's end.
         libc::close(go);
+        process::restore_open_files();
         let pid = libc::getpid().to_ne_bytes();
         if libc::write(tell, pid.as_ptr().cast(), pid.len()) != 4 {
             return Err(io::Error::last_os_error());

@@ -46,7 +46,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         },
     )?;
     let processes = std::mem::take(&mut subjects.processes);
-    let mut session = loaded.follow(processes, spec.target.children)?;
+    let mut session = loaded.follow(processes, spec.target.follow())?;
     if let Scope::Command(command) = &spec.target.scope
         && let Some(program) = command.first()
     {
@@ -70,7 +70,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         &mut samples,
     )
     .await;
-    cpu::detach(&mut session)?;
+    let skipped = cpu::detach(&mut session)?;
     let duration = begin.elapsed();
     session
         .finish(&mut |bytes, targets| samples.take(bytes, targets))
@@ -80,7 +80,8 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         start_ms,
         ..facts(&session, &spec, clock, started, duration, ended)
     };
-    let profile = model(&session, &samples, facts, verbosity);
+    let mut profile = model(&session, &samples, facts, verbosity);
+    profile.accounting.recursion_misses = skipped;
     let files = write(outputs, &profile)?;
     if !verbosity.quiet {
         say_summary(&profile, &files);
@@ -224,7 +225,6 @@ fn accounting(session: &Attached, samples: &Samples, facts: &Facts) -> Accountin
             - samples.undecoded.min(counters.get(Counter::Emitted)),
         expected_ticks: (facts.duration_seconds * facts.frequency as f64).round() as u64
             * u64::from(facts.cpus),
-        recursion_misses: session.recursion_misses(),
         frame_pointer_frames: counters.get(Counter::FramePointerFallback),
         ..Accounting::default()
     };

@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::args::TargetArgs;
 use super::destination::Target;
 use crate::output::{Format, UnknownFormat, escape};
+use crate::session::Follow;
 use crate::syscalls::name::NameError;
 
 /// Why a command line has no meaning. The exit code is 2.
@@ -90,6 +91,16 @@ pub struct TargetSpec {
     pub children: bool,
     /// How long; `None` is until the command exits.
     pub duration: Option<Duration>,
+}
+
+impl TargetSpec {
+    /// What the session must follow.
+    pub fn follow(&self) -> Follow {
+        Follow {
+            children: self.children,
+            from_exec: matches!(self.scope, Scope::Command(_)),
+        }
+    }
 }
 
 /// Running processes, or a program to start.

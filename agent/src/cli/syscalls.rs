@@ -50,7 +50,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         ..Needs::default()
     };
     let processes = std::mem::take(&mut subjects.processes);
-    let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.children)?;
+    let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
     if spec.stacks {
         session.tables_ready().await;
     }

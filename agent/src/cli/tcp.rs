@@ -41,7 +41,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut show = Show::new(&spec, Destination::prepare(spec.output.clone())?, verbosity);
     let loaded = Loaded::load(kernel, &probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
-    let mut session = loaded.follow(processes, spec.target.children)?;
+    let mut session = loaded.follow(processes, spec.target.follow())?;
     let mut connections = Connections::default();
     let probe = probe::attach(&mut session)?;
     probe.look(&mut session, &mut connections)?;

@@ -250,6 +250,7 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
             format!("{module} was deleted or replaced: run as root or with CAP_CHECKPOINT_RESTORE")
         }
         Unnamed::Malformed => format!("{module} is no ELF file that can be read"),
+        Unnamed::GaveUp => format!("to name {module} took too much time or memory"),
         Unnamed::KernelHidden => {
             "run as root or with CAP_SYSLOG, and with kernel.kptr_restrict at most 1".to_owned()
         }
@@ -264,7 +265,13 @@ fn beyond_the_sum(profile: &Profile) -> Vec<String> {
     // A clock that starts and stops is off by a few; a throttled one by far more.
     if missing * 50 > accounting.expected_ticks {
         let expected = accounting.expected_ticks;
-        parts.push(format!("{missing} of {expected} expected ticks never came"));
+        let halted = match profile.facts.event.as_str() {
+            "cycles" => " (a halted CPU has no cycles)",
+            _ => "",
+        };
+        parts.push(format!(
+            "{missing} of {expected} expected ticks never came{halted}"
+        ));
     }
     if accounting.recursion_misses > 0 {
         parts.push(format!(

@@ -231,6 +231,7 @@ pub fn unnamed_reason(reason: Unnamed) -> &'static str {
         Unnamed::NoSymbols => "no symbols",
         Unnamed::NotCovered => "not covered by the symbols",
         Unnamed::KernelHidden => "hidden by the kernel",
+        Unnamed::GaveUp => "given up",
     }
 }
 

@@ -77,15 +77,17 @@ pub fn attach(session: &mut Attached, frequency: u64) -> Result<Clock, Error> {
     Ok(clock)
 }
 
-/// Stops the clock.
+/// Stops the clock. Gives the times that the kernel skipped one of our programs, which it forgets
+/// with the program.
 ///
 /// # Errors
 /// When the bytecode does not hold the program.
-pub fn detach(session: &mut Attached) -> Result<(), Error> {
+pub fn detach(session: &mut Attached) -> Result<u64, Error> {
+    let skipped = session.recursion_misses();
     let sampler: &mut PerfEvent = program_mut(session.ebpf(), "cpu_sample")?;
     // Unloading drops the links: no tick runs after it.
     let _ = sampler.unload();
-    Ok(())
+    Ok(skipped)
 }
 
 /// A stack as the kernel sent it.

@@ -234,12 +234,12 @@ impl<C: Code> Memory for Copied<'_, C> {
         let &[a, b, c, d] = block.get(at..at + EXTENDED_WORDS)? else {
             return None;
         };
-        let [cfa_kind, cfa_register, rbp_kind, reserved] = a.to_ne_bytes();
+        let [cfa_kind, cfa_register, rbp_kind, return_register] = a.to_ne_bytes();
         Some(Extended {
             cfa_kind,
             cfa_register,
             rbp_kind,
-            reserved,
+            return_register,
             cfa_offset: b as i32,
             cfa_offset2: c as i32,
             rbp_offset: d as i32,

@@ -10,12 +10,14 @@ mod tables;
 pub mod target;
 pub mod tracepoint;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::{Counter, ProcessRecord, record};
+use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
@@ -25,9 +27,9 @@ use tokio::io::unix::AsyncFd;
 use crate::preflight::Kernel;
 use crate::process::{self, Process};
 use deferred::Deferred;
-use sideband::Sideband;
+use sideband::{Event, Sideband};
 use tables::Tables;
-use target::Targets;
+use target::{Maps, Targets};
 
 /// The compiled kernel programs.
 static BYTECODE: &[u8] = aya::include_bytes_aligned!("../../bpf/agent.bpf.o");
@@ -41,6 +43,12 @@ const TABLES_WAIT: Duration = Duration::from_millis(100);
 /// Looks at the ring buffer that a walk into unknown code waits for the mapping to become known;
 /// one that waits for a table waits for as long as tables are being built.
 const LOOKS: u32 = 3;
+/// Longest time that one look takes, so that Ctrl-C is heard.
+const LOOK: Duration = Duration::from_millis(50);
+/// Most samples that wait for code to become known: some 18 KB each.
+const MAX_WAITING: usize = 4096;
+/// Longest time that the end of the run waits for unwind tables.
+const LAST_TABLES: Duration = Duration::from_secs(2);
 
 /// Why a run could not begin or go on. The chain of sources holds what the kernel answered.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +126,24 @@ pub struct Needs {
     pub unused_maps: Vec<&'static [&'static str]>,
 }
 
+/// What is in scope beside the processes themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Follow {
+    /// What they fork, too.
+    pub children: bool,
+    /// Samples only from their next exec on: they are the agent's own children until then.
+    pub from_exec: bool,
+}
+
+/// A sample whose walk userspace finishes.
+struct Waiting {
+    sample: Deferred,
+    /// Looks that it has waited for.
+    looks: u32,
+    /// What its process had mapped, where that has changed since.
+    maps: Option<Arc<Maps>>,
+}
+
 /// The bytecode is in the kernel; nothing runs yet.
 pub struct Loaded {
     ebpf: Ebpf,
@@ -142,6 +168,8 @@ impl Loaded {
             loader.override_global(name, value, true);
         }
         loader.override_global("HASH_SEED", &globals.hash_seed, true);
+        let loaded_at = target::now();
+        loader.override_global("LOADED_AT", &loaded_at, true);
         if !needs.stacks {
             for map in ["TABLES", "SEEN"] {
                 loader.map_max_entries(map, 2);
@@ -174,11 +202,12 @@ impl Loaded {
     }
 
     /// Follows the processes from now on: their life by tracepoints and, where stacks are taken,
-    /// their mappings by the side band. `follow`: what they fork is in scope too.
+    /// their mappings by the side band. A process that has ended meanwhile is left out, but not
+    /// the first.
     ///
     /// # Errors
     /// When the kernel refuses a program or a process.
-    pub fn follow(mut self, targets: Vec<Process>, follow: bool) -> Result<Attached, Error> {
+    pub fn follow(mut self, targets: Vec<Process>, follow: Follow) -> Result<Attached, Error> {
         for (program, hook) in [
             ("process_fork", "sched_process_fork"),
             ("process_exec", "sched_process_exec"),
@@ -198,28 +227,46 @@ impl Loaded {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
             watch: Watch::new()?,
-            targets: Targets::new(scope, Tables::new(tables), follow, self.stacks),
+            targets: Targets::new(scope, Tables::new(tables), follow.children, self.stacks),
             sideband,
             ebpf: self.ebpf,
             kernel: self.kernel,
             bytes: 0,
+            waiting_events: VecDeque::new(),
             deferred: Vec::new(),
         };
         for fd in attached.sideband.fds() {
             attached.watch.add(fd)?;
         }
         attached.watch.add(attached.events.as_raw_fd())?;
+        let flags = if follow.from_exec {
+            TARGET_BEFORE_EXEC
+        } else {
+            0
+        };
         for (process, tgid) in targets.into_iter().zip(tgids) {
-            attached.watch.add(process.pidfd().as_raw_fd())?;
-            attached.targets.add(process, tgid)?;
+            let others = !attached.targets.list().is_empty();
+            if others && process.has_ended() {
+                continue;
+            }
+            let tgid = tgid.ok_or(Error::NoTgid(process.pid()))?;
+            if let Some(pidfd) = process.pidfd() {
+                attached.watch.add(pidfd.as_raw_fd())?;
+            }
+            match attached.targets.add(process, tgid, flags) {
+                Err(target::Error::Process(process::Error::NotFound(_))) if others => {}
+                added => added?,
+            }
         }
+        attached.targets.flush(TABLES_WAIT);
         Ok(attached)
     }
 
-    /// The thread-group ids of the targets in the initial PID namespace.
-    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<u32>, Error> {
+    /// The thread-group ids of the targets in the initial PID namespace; `None` where there is no
+    /// such process any more.
+    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<Option<u32>>, Error> {
         if self.kernel.ns_level == 0 {
-            return Ok(targets.iter().map(Process::pid).collect());
+            return Ok(targets.iter().map(|process| Some(process.pid())).collect());
         }
         let mut wanted: BpfMap<MapData, u32, u32> = take(&mut self.ebpf, "WANTED")?;
         for process in targets {
@@ -228,17 +275,8 @@ impl Loaded {
                 .map_err(|_| Error::Map("WANTED"))?;
         }
         run_task_iterator(&mut self.ebpf)?;
-        targets
-            .iter()
-            .map(|process| {
-                let tgid = wanted.get(&process.pid(), 0).unwrap_or(0);
-                if tgid == 0 {
-                    Err(Error::NoTgid(process.pid()))
-                } else {
-                    Ok(tgid)
-                }
-            })
-            .collect()
+        let id = |process: &Process| wanted.get(&process.pid(), 0).ok().filter(|&id| id != 0);
+        Ok(targets.iter().map(id).collect())
     }
 }
 
@@ -374,7 +412,8 @@ pub struct Attached {
     watch: Watch,
     bytes: u64,
     /// Samples whose walk waits, with the looks that they have waited for.
-    deferred: Vec<(Deferred, u32)>,
+    waiting_events: VecDeque<(u64, Event)>,
+    deferred: Vec<Waiting>,
 }
 
 impl Attached {
@@ -417,53 +456,138 @@ impl Attached {
     /// the life of processes go to `sink`, with the targets as they were then.
     pub async fn pump(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
         let mut built = None;
+        let wait = if self.targets.is_behind() {
+            Duration::ZERO
+        } else {
+            TICK
+        };
         tokio::select! {
             () = self.watch.ready() => {}
             table = self.targets.next_built() => built = table,
-            () = tokio::time::sleep(TICK) => {}
+            () = tokio::time::sleep(wait) => {}
         }
         self.targets.install(built);
         self.drain(sink);
         tokio::time::sleep(PAUSE).await;
     }
 
-    /// Takes in what has come.
+    /// Takes in what has come, as far as the time for one look allows.
     pub fn drain(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
-        while let Some(item) = self.events.next() {
-            self.bytes += item.len() as u64 + RING_HEADER;
-            match process_record(&item) {
-                Some(event) => {
-                    self.targets.on_process(&event);
-                    if event.kind == record::FORK
-                        && let Some(fd) = self.targets.pidfd(event.tgid)
-                    {
-                        // A child that ends wakes us; without it the next tick does.
-                        let _ = self.watch.add(fd);
-                    }
-                }
-                None => {
-                    if let Some(tgid) = word(&item, 4) {
-                        self.targets.ensure(tgid);
-                    }
-                    match Deferred::decode(&item) {
-                        Some(deferred) => self.deferred.push((deferred, 0)),
-                        None => sink(&item, &self.targets),
-                    }
-                }
+        let until = Instant::now() + LOOK;
+        self.events_of_sideband();
+        loop {
+            if !self.take_record(sink) {
+                // All forks of before are known now.
+                self.on_events_until(u64::MAX);
+                break;
+            }
+            if Instant::now() >= until {
+                break;
             }
         }
-        let targets = &mut self.targets;
-        self.sideband.drain(|event| targets.on_event(event));
-        self.finish_walks(LOOKS, sink);
+        self.catch_up(LOOK, LOOKS, sink);
+    }
+
+    /// What follows a look at the ring: the mapping tables and the walks.
+    fn catch_up(&mut self, time: Duration, looks: u32, sink: &mut impl FnMut(&[u8], &Targets)) {
+        if self.targets.is_behind() {
+            self.targets.flush(time);
+        }
+        self.finish_walks(looks, sink);
+    }
+
+    /// Takes the side band's events. They wait until the records of before them were taken.
+    fn events_of_sideband(&mut self) {
+        self.waiting_events.extend(self.sideband.drain());
+    }
+
+    /// Takes in the side band's events of before a moment.
+    fn on_events_until(&mut self, time: u64) {
+        while self
+            .waiting_events
+            .front()
+            .is_some_and(|(at, _)| *at <= time)
+        {
+            let Some((at, event)) = self.waiting_events.pop_front() else {
+                break;
+            };
+            if let Event::Name {
+                pid, by_exec: true, ..
+            } = &event
+                && let Some(tgid) = self.targets.tgid(*pid)
+            {
+                self.keep_maps(tgid);
+            }
+            self.targets.on_event(at, event);
+        }
+    }
+
+    /// Samples that wait are of what their process has mapped until now.
+    fn keep_maps(&mut self, tgid: u32) {
+        let Some(maps) = self.targets.maps(tgid) else {
+            return;
+        };
+        let of_it = |waiting: &&mut Waiting| waiting.sample.tgid == tgid;
+        for waiting in self.deferred.iter_mut().filter(of_it) {
+            waiting.maps.get_or_insert_with(|| Arc::clone(maps));
+        }
+    }
+
+    /// Takes one record; false if there is none.
+    fn take_record(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) -> bool {
+        let Some(item) = self.events.next() else {
+            return false;
+        };
+        self.bytes += item.len() as u64 + RING_HEADER;
+        if let Some(event) = process_record(&item) {
+            drop(item);
+            self.on_process(&event);
+            return true;
+        }
+        if let Some(tgid) = owner(&item) {
+            self.targets.ensure(tgid);
+        }
+        match Deferred::decode(&item) {
+            Some(sample) if self.deferred.len() < MAX_WAITING => self.deferred.push(Waiting {
+                sample,
+                looks: 0,
+                maps: None,
+            }),
+            Some(sample) => sink(&sample.record(), &self.targets),
+            None => sink(&item, &self.targets),
+        }
+        true
+    }
+
+    /// Takes in what happened to a process, and the side band's events of before.
+    fn on_process(&mut self, event: &ProcessRecord) {
+        self.events_of_sideband();
+        self.on_events_until(event.time);
+        if event.kind == record::EXIT {
+            self.keep_maps(event.tgid);
+        }
+        self.targets.on_process(event);
+        if event.kind == record::FORK
+            && let Some(fd) = self.targets.pidfd(event.tgid)
+        {
+            // A child that ends wakes us; without it the next tick does.
+            let _ = self.watch.add(fd);
+        }
     }
 
     /// Takes in the last records when no program runs any more, after the tables that are still
     /// being built.
     pub async fn finish(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
-        self.drain(sink);
+        while self.take_record(sink) {}
+        self.events_of_sideband();
+        self.on_events_until(u64::MAX);
+        self.catch_up(Duration::ZERO, LOOKS, sink);
+        let deadline = Instant::now() + LAST_TABLES;
         while !self.deferred.is_empty() && self.targets.pending() > 0 {
-            let built = self.targets.next_built().await;
-            self.targets.install(built);
+            match tokio::time::timeout_at(deadline.into(), self.targets.next_built()).await {
+                Ok(built) => self.targets.install(built),
+                Err(_) => break,
+            }
         }
         self.finish_walks(0, sink);
     }
@@ -472,13 +596,14 @@ impl Attached {
     fn finish_walks(&mut self, looks: u32, sink: &mut impl FnMut(&[u8], &Targets)) {
         let targets = &self.targets;
         let patient = targets.pending() > 0 && looks > 0;
-        self.deferred.retain_mut(|(sample, waited)| {
-            *waited += 1;
-            let code = targets.code(sample.tgid);
-            let done = code.is_none_or(|code| sample.walk(&code));
-            let waits = !done && (patient || *waited < looks);
+        self.deferred.retain_mut(|waiting| {
+            waiting.looks += 1;
+            let maps = waiting.maps.as_ref();
+            let maps = maps.or_else(|| targets.maps(waiting.sample.tgid));
+            let done = maps.is_none_or(|maps| waiting.sample.walk(&targets.code(maps)));
+            let waits = !done && (patient || waiting.looks < looks);
             if !waits {
-                sink(&sample.record(), targets);
+                sink(&waiting.sample.record(), targets);
             }
             waits
         });
@@ -517,9 +642,21 @@ impl Attached {
 /// Bytes that the ring buffer puts before each record (`BPF_RINGBUF_HDR_SZ`).
 const RING_HEADER: u64 = 8;
 
-/// The `u32` at an offset. Every record begins with its kind and the process's thread-group id.
+/// The `u32` at an offset. Every record begins with its kind.
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The process that a record is about, where such a record names it.
+fn owner(bytes: &[u8]) -> Option<u32> {
+    match word(bytes, 0)? {
+        record::STACK
+        | record::SAMPLE
+        | record::DEFERRED
+        | record::SYSCALL
+        | record::SYSCALL_STACK => word(bytes, 4),
+        _ => None,
+    }
 }
 
 fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
@@ -532,6 +669,7 @@ fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
         tgid: word(bytes, 4)?,
         parent: word(bytes, 8)?,
         visible: word(bytes, 12)?,
+        time: u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?),
     })
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, mpsc};
 
 use agent_ebpf::unwind::{Block, Module as Layout};
@@ -49,7 +50,8 @@ pub struct Origin {
 
 /// A table that a builder thread has finished.
 pub struct Built {
-    slot: u16,
+    /// The module's slot.
+    pub slot: u16,
     table: Result<Table, unwind::Error>,
 }
 
@@ -181,13 +183,15 @@ impl Modules {
         self.built.try_recv().ok()
     }
 
-    /// Takes a finished table in; gives back its slot and blocks for the kernel.
-    pub fn finish(&mut self, built: Built) -> Option<(u16, Vec<Block>)> {
+    /// The place in [`Modules::list`] of the module with this slot.
+    pub fn index(&self, slot: u16) -> Option<usize> {
+        self.list.iter().position(|module| module.slot == slot)
+    }
+
+    /// Takes a finished table in; gives back its blocks for the kernel.
+    pub fn finish(&mut self, built: Built) -> Option<Vec<Block>> {
         self.pending = self.pending.saturating_sub(1);
-        let index = self
-            .list
-            .iter()
-            .position(|module| module.slot == built.slot)?;
+        let index = self.index(built.slot)?;
         match built.table {
             Ok(table) => {
                 self.bad_entries += table.report.bad_fdes;
@@ -197,7 +201,7 @@ impl Modules {
                     ..table.module
                 };
                 module.ready = true;
-                Some((built.slot, table.blocks))
+                Some(table.blocks)
             }
             Err(error) => {
                 self.give_up(index, &error.to_string());
@@ -208,7 +212,7 @@ impl Modules {
 
     /// Forgets a table that the kernel did not take.
     pub fn refused(&mut self, slot: u16, reason: &str) {
-        if let Some(index) = self.list.iter().position(|module| module.slot == slot) {
+        if let Some(index) = self.index(slot) {
             self.give_up(index, reason);
         }
     }
@@ -259,7 +263,8 @@ fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender
             Err(_) => return,
         };
         let Ok(Job { slot, file }) = job else { return };
-        let table = unwind::build(&*file);
+        let build = AssertUnwindSafe(|| unwind::build(&*file));
+        let table = catch_unwind(build).unwrap_or(Err(unwind::Error::Panicked));
         if done.send(Built { slot, table }).is_err() {
             return;
         }

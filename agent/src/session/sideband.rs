@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use perf_event_open_sys::bindings::{
     PERF_COUNT_SW_DUMMY, PERF_FLAG_FD_CLOEXEC, PERF_RECORD_COMM, PERF_RECORD_LOST,
-    PERF_RECORD_MMAP2, PERF_TYPE_SOFTWARE, perf_event_attr, perf_event_mmap_page,
+    PERF_RECORD_MMAP2, PERF_SAMPLE_TIME, PERF_TYPE_SOFTWARE, perf_event_attr, perf_event_mmap_page,
 };
 
 use crate::process::{FileId, Map};
@@ -34,6 +34,8 @@ pub enum Event {
         pid: u32,
         /// The name.
         name: String,
+        /// By an exec: what was mapped is gone, and the new program's mappings follow.
+        by_exec: bool,
     },
     /// Events were lost: look at the processes anew.
     Lost(u64),
@@ -78,11 +80,15 @@ impl Sideband {
         self.rings.iter().map(|ring| ring.fd.as_raw_fd())
     }
 
-    /// Takes all events there are.
-    pub fn drain(&mut self, mut sink: impl FnMut(Event)) {
+    /// Takes all events there are, of all CPUs in the order in which they happened, each with its
+    /// time in nanoseconds of the monotonic clock.
+    pub fn drain(&mut self) -> Vec<(u64, Event)> {
+        let mut events = Vec::new();
         for ring in &mut self.rings {
-            ring.drain(&mut sink);
+            ring.drain(&mut events);
         }
+        events.sort_by_key(|(time, _)| *time);
+        events
     }
 }
 
@@ -95,6 +101,10 @@ impl Ring {
             ..perf_event_attr::default()
         };
         attr.__bindgen_anon_2.wakeup_events = 1;
+        attr.sample_type = u64::from(PERF_SAMPLE_TIME);
+        attr.clockid = libc::CLOCK_MONOTONIC;
+        attr.set_use_clockid(1);
+        attr.set_sample_id_all(1);
         attr.set_mmap(1);
         attr.set_mmap2(1);
         attr.set_comm(1);
@@ -136,7 +146,7 @@ impl Ring {
         })
     }
 
-    fn drain(&mut self, sink: &mut impl FnMut(Event)) {
+    fn drain(&mut self, events: &mut Vec<(u64, Event)>) {
         let page = self.base.cast::<perf_event_mmap_page>();
         // SAFETY: the first page of the ring is this structure; the kernel writes the head.
         let (head, mut tail) = unsafe {
@@ -153,9 +163,9 @@ impl Ring {
             let Some(size) = size else { break };
             self.copy(tail, size, &mut record);
             tail += size as u64;
-            if let Some(event) = decode(&record) {
-                sink(event);
-            }
+            // The last field of each record, as `sample_id_all` asks for.
+            let time = u64_at(&record, size - 8).unwrap_or(0);
+            events.extend(decode(&record).map(|event| (time, event)));
         }
         fence(Ordering::Release);
         // SAFETY: the tail is ours to write.
@@ -179,6 +189,13 @@ impl Ring {
     }
 }
 
+/// `PERF_RECORD_MISC_COMM_EXEC` (linux/perf_event.h).
+const COMM_EXEC: u16 = 1 << 13;
+
+fn u16_at(record: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(record.get(at..at + 2)?.try_into().ok()?))
+}
+
 fn u32_at(record: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(record.get(at..at + 4)?.try_into().ok()?))
 }
@@ -198,6 +215,7 @@ fn decode(record: &[u8]) -> Option<Event> {
         PERF_RECORD_COMM if u32_at(record, 8)? == u32_at(record, 12)? => Some(Event::Name {
             pid: u32_at(record, 8)?,
             name: String::from_utf8_lossy(text_at(record, 16)?).into_owned(),
+            by_exec: u16_at(record, 4)? & COMM_EXEC != 0,
         }),
         PERF_RECORD_LOST => Some(Event::Lost(u64_at(record, 16)?)),
         _ => None,

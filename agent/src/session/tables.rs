@@ -1,6 +1,8 @@
 //! The `TABLES` map: unwind tables of modules and mapping tables of processes, each an array of
 //! its own behind one slot.
 
+use std::collections::VecDeque;
+
 use agent_ebpf::MAX_TABLES;
 use agent_ebpf::unwind::{BLOCK_WORDS, Block, Mapping, mappings};
 use aya::maps::{Array, ArrayOfMaps, MapData, MapError};
@@ -33,12 +35,22 @@ fn memlock_hint(error: &MapError) -> &'static str {
     }
 }
 
+/// Slots given back that rest before they are used again: what a walk under way, or a child whose
+/// fork was not told, may still look at.
+const RESTING: usize = 256;
+
 /// The map and the slots given out.
+///
+/// A module's slot is its own for the whole run, since frames name it. A process's slot is in no
+/// frame; it may be shared, and is given back when nobody uses it any more.
 pub struct Tables {
     map: ArrayOfMaps<MapData, Array<MapData, Block>>,
     next: u32,
-    /// What is in each slot.
+    /// The modules' tables, to be read back.
     arrays: Vec<Option<Array<MapData, Block>>>,
+    /// How many processes use a slot.
+    users: Vec<u32>,
+    resting: VecDeque<u16>,
 }
 
 impl Tables {
@@ -48,27 +60,84 @@ impl Tables {
             map,
             next: 1,
             arrays: vec![None],
+            users: vec![0],
+            resting: VecDeque::new(),
         }
     }
 
-    /// Gives out a slot that never was another's in this run.
+    /// Gives out a slot, for a module or for the first user of a mapping table.
     ///
     /// # Errors
     /// [`Error::Full`].
     pub fn reserve(&mut self) -> Result<u16, Error> {
-        if self.next >= MAX_TABLES {
+        let full = self.next >= MAX_TABLES;
+        if (full || self.resting.len() > RESTING)
+            && let Some(slot) = self.resting.pop_front()
+        {
+            self.users[usize::from(slot)] = 1;
+            return Ok(slot);
+        }
+        if full {
             return Err(Error::Full);
         }
         self.next += 1;
         self.arrays.push(None);
+        self.users.push(1);
         Ok((self.next - 1) as u16)
     }
 
-    /// Puts a table in a slot, in place of the one there; walks under way still see the old one whole.
+    /// One process more uses this mapping table. Slot 0 is nobody's.
+    pub fn share(&mut self, slot: u16) {
+        if slot != 0
+            && let Some(users) = self.users.get_mut(usize::from(slot))
+        {
+            *users += 1;
+        }
+    }
+
+    /// Whether several processes use this mapping table.
+    pub fn is_shared(&self, slot: u16) -> bool {
+        self.users
+            .get(usize::from(slot))
+            .is_some_and(|&users| users > 1)
+    }
+
+    /// One process less uses this mapping table. Slot 0 is nobody's.
+    pub fn give_back(&mut self, slot: u16) {
+        if slot != 0
+            && let Some(users) = self.users.get_mut(usize::from(slot))
+            && *users > 0
+        {
+            *users -= 1;
+            if *users == 0 {
+                self.resting.push_back(slot);
+            }
+        }
+    }
+
+    /// Puts a module's table in its slot.
     ///
     /// # Errors
     /// [`Error::Map`] when the kernel has no memory for it.
-    pub fn put(&mut self, slot: u16, blocks: &[Block]) -> Result<(), Error> {
+    pub fn put_module(&mut self, slot: u16, blocks: &[Block]) -> Result<(), Error> {
+        let array = self.put(slot, blocks)?;
+        if let Some(held) = self.arrays.get_mut(usize::from(slot)) {
+            *held = Some(array);
+        }
+        Ok(())
+    }
+
+    /// Puts a process's mapping table in its slot, in place of the one there; walks under way
+    /// still see the old one whole.
+    ///
+    /// # Errors
+    /// [`Error::Map`] when the kernel has no memory for it.
+    pub fn put_mappings(&mut self, slot: u16, sorted: &[Mapping]) -> Result<(), Error> {
+        self.put(slot, &mapping_blocks(sorted)).map(drop)
+    }
+
+    /// The kernel answers after an RCU grace period: some milliseconds.
+    fn put(&mut self, slot: u16, blocks: &[Block]) -> Result<Array<MapData, Block>, Error> {
         let bytes = size_of_val(blocks);
         let failed = |source| Error::Map { bytes, source };
         let mut array =
@@ -77,13 +146,10 @@ impl Tables {
             array.set(index as u32, block, 0).map_err(failed)?;
         }
         self.map.set(u32::from(slot), &array, 0).map_err(failed)?;
-        if let Some(held) = self.arrays.get_mut(usize::from(slot)) {
-            *held = Some(array);
-        }
-        Ok(())
+        Ok(array)
     }
 
-    /// Reads a block back.
+    /// Reads a block of a module's table back.
     pub fn block(&self, slot: u32, index: u32) -> Option<Block> {
         self.arrays
             .get(slot as usize)?
@@ -94,7 +160,7 @@ impl Tables {
 }
 
 /// The blocks of a process's mapping table; `sorted` by address, at most [`mappings::MAX`].
-pub(super) fn mapping_blocks(sorted: &[Mapping]) -> Vec<Block> {
+fn mapping_blocks(sorted: &[Mapping]) -> Vec<Block> {
     let entry_blocks = sorted.len().div_ceil(mappings::ENTRIES_PER_BLOCK).max(1);
     let mut blocks = vec![[u32::MAX; BLOCK_WORDS]; mappings::START_BLOCKS];
     blocks.resize(mappings::START_BLOCKS + entry_blocks, [0; BLOCK_WORDS]);

@@ -1,9 +1,10 @@
 //! Which processes are in scope, and what each has mapped: follows fork, exec, mmap and exit.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
 use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
@@ -12,8 +13,8 @@ use aya::maps::{HashMap as BpfMap, MapData};
 use super::deferred::Code;
 use super::modules::{Built, Module, Modules, Origin};
 use super::sideband::Event;
-use super::tables::{self, Tables, mapping_blocks};
-use crate::process::{self, Map, Process};
+use super::tables::{self, Tables};
+use crate::process::{self, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
 
 /// One process in scope, or one that was.
@@ -32,9 +33,43 @@ pub struct Tracked {
     /// Whether it has ended.
     pub ended: bool,
     origin: Origin,
+    /// Slot of its mapping table: 0 while it has none, and perhaps shared.
     slot: u16,
-    maps: Vec<(Map, Option<usize>)>,
+    maps: Arc<Maps>,
+    /// Whether `maps` differ from what the slot was made of.
+    changed: bool,
+    /// Further `TARGET_…` flags, until its next exec.
+    flags: u32,
+    /// Whether it waits for [`Targets::flush`].
+    queued: bool,
+    /// When `maps` were read from the process, in nanoseconds of the monotonic clock.
+    read_at: u64,
 }
+
+impl Tracked {
+    /// Whether it has ended, told or not.
+    fn is_over(&self) -> bool {
+        self.ended
+            || match &self.process {
+                Some(process) => process.has_ended(),
+                None => process::is_gone(self.pid),
+            }
+    }
+}
+
+/// Nanoseconds of the monotonic clock, as the side band's events have them.
+pub(super) fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes the structure only.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// What a process has mapped to execute, by address, each with its module.
+pub type Maps = Vec<(Map, Option<usize>)>;
 
 /// What went wrong without ending the run, by cause.
 pub type Notes = HashMap<String, u64>;
@@ -58,19 +93,6 @@ pub enum Error {
     },
 }
 
-/// The target's own debug files come first, then the host's or the agent's container's.
-fn origin_of(pid: u32, process: Option<&Process>) -> Origin {
-    let root = process
-        .map(|process| process.root().clone())
-        .unwrap_or_default();
-    let path = root.path();
-    Origin {
-        pid,
-        debug: Arc::new(DebugRoots::open([path.as_path(), Path::new("/")])),
-        root,
-    }
-}
-
 fn no_table(mapping: &Mapping) -> bool {
     mapping.module.table == 0
 }
@@ -78,12 +100,12 @@ fn no_table(mapping: &Mapping) -> bool {
 /// The code of one process.
 pub struct ProcessCode<'a> {
     targets: &'a Targets,
-    tracked: &'a Tracked,
+    maps: &'a Maps,
 }
 
 impl Code for ProcessCode<'_> {
     fn mapping(&self, address: u64) -> Option<Mapping> {
-        let maps = &self.tracked.maps;
+        let maps = self.maps;
         let after = maps.partition_point(|(map, _)| map.start <= address);
         let (map, module) = maps.get(after.checked_sub(1)?)?;
         (address < map.end).then(|| self.targets.entry(map, *module))
@@ -102,6 +124,10 @@ pub struct Targets {
     list: Vec<Tracked>,
     by_tgid: HashMap<u32, usize>,
     by_pid: HashMap<u32, usize>,
+    /// Processes whose mapping table must be written.
+    queue: VecDeque<usize>,
+    /// The root directories seen, each with where its debug files are.
+    roots: Vec<(Root, Arc<DebugRoots>)>,
     follow: bool,
     mappings: bool,
     notes: Notes,
@@ -123,26 +149,71 @@ impl Targets {
             list: Vec::new(),
             by_tgid: HashMap::new(),
             by_pid: HashMap::new(),
+            queue: VecDeque::new(),
+            roots: Vec::new(),
             follow,
             mappings,
             notes: Notes::new(),
         }
     }
 
-    /// Takes a process into scope: from now on its samples are kept.
+    /// Takes a process into scope: from now on its samples are kept. `flags`: further
+    /// `TARGET_…` flags.
     ///
     /// # Errors
     /// When its mappings cannot be read or the kernel refuses the entry.
-    pub fn add(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
-        if !self.mappings {
-            let index = self.track(process.pid(), tgid, Some(process), None, 0);
-            return self.enter_scope(index);
+    pub fn add(&mut self, process: Process, tgid: u32, flags: u32) -> Result<(), Error> {
+        let maps = match self.mappings {
+            true => Some((now(), process.maps()?)),
+            false => None,
+        };
+        let index = self.track(process.pid(), tgid, Some(process), None);
+        if let Some((read_at, maps)) = maps {
+            self.set_maps(index, maps, read_at)?;
+            self.share_table(index);
         }
-        let maps = process.maps()?;
-        let slot = self.tables.reserve()?;
-        let index = self.track(process.pid(), tgid, Some(process), None, slot);
-        self.set_maps(index, maps)?;
-        self.enter_scope(index)
+        self.list[index].flags = flags;
+        self.enter_scope(index)?;
+        // One that was reaped meanwhile has passed the program that takes it out of scope.
+        if self.list[index]
+            .process
+            .as_ref()
+            .is_some_and(Process::has_ended)
+        {
+            let _ = self.scope.remove(&tgid);
+        }
+        Ok(())
+    }
+
+    /// Servers of many processes forked them all from one: those that map the same share a table.
+    fn share_table(&mut self, index: usize) {
+        let maps = Arc::clone(&self.list[index].maps);
+        let same = |other: &&Tracked| other.slot != 0 && *other.maps == *maps;
+        let Some(other) = self.list[..index].iter().find(same) else {
+            return;
+        };
+        let (slot, maps) = (other.slot, Arc::clone(&other.maps));
+        self.tables.share(slot);
+        let tracked = &mut self.list[index];
+        (tracked.slot, tracked.maps) = (slot, maps);
+        (tracked.changed, tracked.queued) = (false, false);
+        self.queue.retain(|&queued| queued != index);
+    }
+
+    /// Where the files of a process are found: the target's own debug files come first, then
+    /// the host's or the agent's container's.
+    fn origin(&mut self, pid: u32, root: &Root) -> Origin {
+        let known = self.roots.iter().find(|(known, _)| known == root);
+        let (root, debug) = match known {
+            Some((root, debug)) => (root.clone(), Arc::clone(debug)),
+            None => {
+                let path = root.path();
+                let debug = Arc::new(DebugRoots::open([path.as_path(), Path::new("/")]));
+                self.roots.push((root.clone(), Arc::clone(&debug)));
+                (root.clone(), debug)
+            }
+        };
+        Origin { pid, root, debug }
     }
 
     /// `parent`: whose files a process has that is already gone.
@@ -150,18 +221,19 @@ impl Targets {
         &mut self,
         pid: u32,
         tgid: u32,
-        process: Option<Process>,
+        mut process: Option<Process>,
         parent: Option<usize>,
-        slot: u16,
     ) -> usize {
         let stat = process.as_ref().and_then(|process| process.stat().ok());
-        let origin = match (&process, parent.and_then(|index| self.list.get(index))) {
-            (None, Some(parent)) => Origin {
-                pid,
-                ..parent.origin.clone()
-            },
-            _ => origin_of(pid, process.as_ref()),
+        let root = match (&process, parent.and_then(|index| self.list.get(index))) {
+            (Some(process), _) => process.root().clone(),
+            (None, Some(parent)) => parent.origin.root.clone(),
+            (None, None) => Root::default(),
         };
+        let origin = self.origin(pid, &root);
+        if let Some(process) = &mut process {
+            process.share_root(&origin.root);
+        }
         self.list.push(Tracked {
             pid,
             tgid,
@@ -173,8 +245,12 @@ impl Targets {
             process,
             ended: false,
             origin,
-            slot,
-            maps: Vec::new(),
+            slot: 0,
+            maps: Arc::default(),
+            changed: false,
+            flags: 0,
+            queued: false,
+            read_at: 0,
         });
         let index = self.list.len() - 1;
         self.by_tgid.insert(tgid, index);
@@ -188,11 +264,7 @@ impl Targets {
         };
         let target = Target {
             table: u32::from(tracked.slot),
-            flags: if self.follow {
-                TARGET_FOLLOW_CHILDREN
-            } else {
-                0
-            },
+            flags: self.follow_flag() | tracked.flags,
         };
         self.scope
             .insert(tracked.tgid, target.words(), 0)
@@ -202,17 +274,59 @@ impl Targets {
             })
     }
 
-    /// Replaces what a process has mapped.
-    fn set_maps(&mut self, index: usize, maps: Vec<Map>) -> Result<(), Error> {
+    /// Replaces what a process has mapped; `read_at` is when it was read.
+    fn set_maps(&mut self, index: usize, maps: Vec<Map>, read_at: u64) -> Result<(), Error> {
         let mut with_modules = Vec::with_capacity(maps.len());
         for map in maps {
             let module = self.module_of(index, &map)?;
             with_modules.push((map, module));
         }
         if let Some(tracked) = self.list.get_mut(index) {
-            tracked.maps = with_modules;
+            tracked.maps = Arc::new(with_modules);
+            tracked.read_at = read_at;
+            tracked.changed = true;
         }
-        self.write_maps(index)
+        self.enqueue(index);
+        Ok(())
+    }
+
+    /// Has a process's mapping table written at the next [`Targets::flush`].
+    fn enqueue(&mut self, index: usize) {
+        if let Some(tracked) = self.list.get_mut(index)
+            && !tracked.queued
+        {
+            tracked.queued = true;
+            self.queue.push_back(index);
+        }
+    }
+
+    /// Whether mapping tables wait to be written.
+    pub fn is_behind(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Writes mapping tables that changed, at least one, as many as the time allows: the kernel
+    /// takes some milliseconds for each.
+    pub fn flush(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        let mut written = HashSet::new();
+        while let Some(index) = self.queue.pop_front() {
+            let tracked = &mut self.list[index];
+            tracked.queued = false;
+            if tracked.ended {
+                continue;
+            }
+            let changed = std::mem::take(&mut tracked.changed);
+            let slot = tracked.slot;
+            if !changed && !written.insert(slot) {
+                continue;
+            }
+            let done = self.write_maps(index, changed);
+            self.note_failure(done);
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
     }
 
     fn module_of(&mut self, index: usize, map: &Map) -> Result<Option<usize>, Error> {
@@ -229,7 +343,7 @@ impl Targets {
     /// # Errors
     /// When no slot is left.
     pub fn make_ready(&mut self, program: &Path) -> Result<(), Error> {
-        let origin = origin_of(std::process::id(), None);
+        let origin = self.origin(std::process::id(), &Root::default());
         for map in process::own_maps() {
             let tables = &mut self.tables;
             self.modules.of(&map, &origin, || tables.reserve())?;
@@ -243,13 +357,19 @@ impl Targets {
         Ok(())
     }
 
-    /// Hands a process's mapping table to the kernel.
-    fn write_maps(&mut self, index: usize) -> Result<(), Error> {
-        let Some(tracked) = self.list.get(index) else {
-            return Ok(());
-        };
+    /// Hands a process's mapping table to the kernel. `changed`: it cannot be the one that others
+    /// share.
+    fn write_maps(&mut self, index: usize, changed: bool) -> Result<(), Error> {
+        let slot = self.list[index].slot;
+        let moves = slot == 0 || changed && self.tables.is_shared(slot);
+        if moves {
+            let own = self.tables.reserve()?;
+            self.tables.give_back(slot);
+            self.list[index].slot = own;
+        }
+        let tracked = &self.list[index];
         let mut entries: Vec<Mapping> = Vec::with_capacity(tracked.maps.len());
-        for (map, module) in &tracked.maps {
+        for (map, module) in tracked.maps.iter() {
             let entry = self.entry(map, *module);
             match entries.last_mut() {
                 // JIT code comes in many pieces that lie side by side.
@@ -265,7 +385,11 @@ impl Targets {
             let note = "executable mappings beyond the table's limit".to_owned();
             *self.notes.entry(note).or_default() += dropped as u64;
         }
-        Ok(self.tables.put(tracked.slot, &mapping_blocks(&entries))?)
+        self.tables.put_mappings(tracked.slot, &entries)?;
+        if moves {
+            self.point_to_table(index);
+        }
+        Ok(())
     }
 
     /// A mapping as the kernel programs know it.
@@ -281,19 +405,31 @@ impl Targets {
         }
     }
 
-    /// What is known of a process's code, for the walks that userspace finishes.
-    pub fn code(&self, tgid: u32) -> Option<ProcessCode<'_>> {
-        let tracked = self.list.get(self.find(tgid)?)?;
-        Some(ProcessCode {
+    /// The thread-group id, in the initial namespace, of the process that the agent sees as `pid`.
+    pub fn tgid(&self, pid: u32) -> Option<u32> {
+        Some(self.list.get(*self.by_pid.get(&pid)?)?.tgid)
+    }
+
+    /// What a process has mapped.
+    pub fn maps(&self, tgid: u32) -> Option<&Arc<Maps>> {
+        Some(&self.list.get(self.find(tgid)?)?.maps)
+    }
+
+    /// What is known of the code of a process that maps this, for the walks that userspace finishes.
+    pub fn code<'a>(&'a self, maps: &'a Maps) -> ProcessCode<'a> {
+        ProcessCode {
             targets: self,
-            tracked,
-        })
+            maps,
+        }
     }
 
     /// Takes in what a kernel program told of a process's life.
     pub fn on_process(&mut self, event: &ProcessRecord) {
         let done = match event.kind {
-            record::FORK => self.on_fork(event),
+            record::FORK => {
+                self.on_fork(event);
+                Ok(())
+            }
             record::EXEC => self.on_exec(event.tgid),
             _ => {
                 self.on_exit(event.tgid);
@@ -311,56 +447,61 @@ impl Targets {
 
     /// The child shares its parent's mapping table, as a copy of its address space, until it maps
     /// or executes something itself.
-    fn on_fork(&mut self, event: &ProcessRecord) -> Result<(), Error> {
+    fn on_fork(&mut self, event: &ProcessRecord) {
         let Some(&parent) = self.by_tgid.get(&event.parent) else {
-            return Ok(());
+            return;
         };
         if self
             .by_tgid
             .get(&event.tgid)
-            .is_some_and(|&index| !self.list[index].ended)
+            .is_some_and(|&index| !self.list[index].is_over())
         {
-            return Ok(());
+            return;
         }
         let process = Process::open(event.visible).ok();
-        let slot = if self.mappings {
-            self.tables.reserve()?
-        } else {
-            0
-        };
-        let index = self.track(event.visible, event.tgid, process, Some(parent), slot);
-        let (maps, comm, exe) = {
+        let index = self.track(event.visible, event.tgid, process, Some(parent));
+        let (slot, maps, comm, exe) = {
             let parent = &self.list[parent];
-            (parent.maps.clone(), parent.comm.clone(), parent.exe.clone())
+            let maps = Arc::clone(&parent.maps);
+            (parent.slot, maps, parent.comm.clone(), parent.exe.clone())
         };
         let child = &mut self.list[index];
-        child.maps = maps;
-        child.comm = comm;
+        (child.slot, child.maps, child.comm) = (slot, maps, comm);
         child.exe = child.exe.take().or(exe);
         if !self.mappings {
-            return Ok(());
+            return;
         }
-        self.write_maps(index)?;
-        self.point_to_table(index)
+        if self.list[parent].changed || slot == 0 {
+            self.list[index].changed = true;
+            self.enqueue(index);
+        }
+        self.tables.share(slot);
+        let executed = |target: [u32; 2]| target[0] == 0;
+        if !self.scope.get(&event.tgid, 0).is_ok_and(executed) {
+            self.point_to_table(index);
+        }
+    }
+
+    fn follow_flag(&self) -> u32 {
+        if self.follow {
+            TARGET_FOLLOW_CHILDREN
+        } else {
+            0
+        }
     }
 
     /// Points a live scope entry at the process's own table; one that ended is not put back.
-    fn point_to_table(&mut self, index: usize) -> Result<(), Error> {
+    fn point_to_table(&mut self, index: usize) {
         const BPF_EXIST: u64 = 2;
         let Some(tracked) = self.list.get(index) else {
-            return Ok(());
+            return;
         };
         let target = Target {
             table: u32::from(tracked.slot),
-            flags: if self.follow {
-                TARGET_FOLLOW_CHILDREN
-            } else {
-                0
-            },
+            flags: self.follow_flag() | tracked.flags,
         };
         // Gone from the scope: it has ended meanwhile.
         let _ = self.scope.insert(tracked.tgid, target.words(), BPF_EXIST);
-        Ok(())
     }
 
     fn on_exec(&mut self, tgid: u32) -> Result<(), Error> {
@@ -368,6 +509,17 @@ impl Targets {
             return Ok(());
         };
         let tracked = &mut self.list[index];
+        if let Some(process) = &mut tracked.process {
+            process.renew_root();
+            let root = process.root().clone();
+            let origin = self.origin(self.list[index].pid, &root);
+            if let Some(process) = &mut self.list[index].process {
+                process.share_root(&origin.root);
+            }
+            self.list[index].origin = origin;
+        }
+        let tracked = &mut self.list[index];
+        tracked.flags = 0;
         let process = tracked.process.as_ref();
         tracked.exe = process
             .and_then(Process::exe)
@@ -378,19 +530,28 @@ impl Targets {
         if !self.mappings {
             return Ok(());
         }
-        // Where it is gone already the side band tells what it mapped.
-        let maps = process.and_then(|process| process.maps().ok());
-        let maps = maps.unwrap_or_default();
         // A slot of its own again: walks under way keep the old program's table.
-        tracked.slot = self.tables.reserve()?;
-        self.set_maps(index, maps)?;
-        self.point_to_table(index)
+        self.tables.give_back(std::mem::take(&mut tracked.slot));
+        let read_at = now();
+        if let Some(Ok(maps)) = process.map(Process::maps) {
+            return self.set_maps(index, maps, read_at);
+        }
+        // It is gone already: what it mapped is known from the side band.
+        tracked.changed = true;
+        self.enqueue(index);
+        Ok(())
     }
 
     /// It stays known by its ids until another process has them: records of it may still come.
     fn on_exit(&mut self, tgid: u32) {
         if let Some(&index) = self.by_tgid.get(&tgid) {
-            self.list[index].ended = true;
+            let tracked = &mut self.list[index];
+            tracked.ended = true;
+            tracked.maps = Arc::default();
+            self.tables.give_back(std::mem::take(&mut tracked.slot));
+            if let Some(process) = &mut tracked.process {
+                process.let_go();
+            }
         }
     }
 
@@ -401,28 +562,36 @@ impl Targets {
         }
         // In the initial namespace both ids are the same; elsewhere there is no telling which.
         let process = process::in_initial_pid_namespace().then(|| Process::open(tgid).ok());
-        let done = self.tables.reserve().map_err(Error::from).and_then(|slot| {
-            let index = self.track(tgid, tgid, process.flatten(), None, slot);
-            let process = self.list[index].process.as_ref();
-            let maps = process.and_then(|process| process.maps().ok());
-            self.set_maps(index, maps.unwrap_or_default())?;
-            self.point_to_table(index)
-        });
+        let index = self.track(tgid, tgid, process.flatten(), None);
+        if !self.mappings {
+            return;
+        }
+        let read_at = now();
+        let process = self.list[index].process.as_ref();
+        let maps = process.and_then(|process| process.maps().ok());
+        let done = self.set_maps(index, maps.unwrap_or_default(), read_at);
         self.note_failure(done);
     }
 
     /// Takes in what the side band told.
-    pub fn on_event(&mut self, event: Event) {
+    pub fn on_event(&mut self, time: u64, event: Event) {
         match event {
             Event::Map { pid, map } => {
-                if let Some(&index) = self.by_pid.get(&pid) {
+                if let Some(&index) = self.by_pid.get(&pid)
+                    && !self.list[index].ended
+                    && time >= self.list[index].read_at
+                {
                     let done = self.add_map(index, map);
                     self.note_failure(done);
                 }
             }
-            Event::Name { pid, name } => {
+            Event::Name { pid, name, by_exec } => {
                 if let Some(&index) = self.by_pid.get(&pid) {
-                    self.list[index].comm = name;
+                    let tracked = &mut self.list[index];
+                    tracked.comm = name;
+                    if by_exec && time >= tracked.read_at {
+                        tracked.maps = Arc::default();
+                    }
                 }
             }
             Event::Lost(count) => {
@@ -444,8 +613,9 @@ impl Targets {
             else {
                 continue;
             };
+            let read_at = now();
             if let Ok(maps) = process.maps() {
-                let done = self.set_maps(index, maps);
+                let done = self.set_maps(index, maps, read_at);
                 self.note_failure(done);
             }
         }
@@ -457,14 +627,13 @@ impl Targets {
         let Some(tracked) = self.list.get_mut(index) else {
             return Ok(());
         };
-        tracked
-            .maps
-            .retain(|(old, _)| old.end <= map.start || old.start >= map.end);
-        let at = tracked
-            .maps
-            .partition_point(|(old, _)| old.start < map.start);
-        tracked.maps.insert(at, (map, module));
-        self.write_maps(index)
+        let maps = Arc::make_mut(&mut tracked.maps);
+        maps.retain(|(old, _)| old.end <= map.start || old.start >= map.end);
+        let at = maps.partition_point(|(old, _)| old.start < map.start);
+        maps.insert(at, (map, module));
+        tracked.changed = true;
+        self.enqueue(index);
+        Ok(())
     }
 
     /// Waits for the next table that a builder thread has finished.
@@ -478,18 +647,24 @@ impl Targets {
         if next.is_none() {
             return;
         }
+        let mut ready = HashSet::new();
         while let Some(built) = next {
-            if let Some((slot, blocks)) = self.modules.finish(built)
-                && let Err(error) = self.tables.put(slot, &blocks)
+            let slot = built.slot;
+            if let Some(blocks) = self.modules.finish(built)
+                && let Err(error) = self.tables.put_module(slot, &blocks)
             {
                 self.modules.refused(slot, &error.to_string());
             }
+            ready.extend(self.modules.index(slot));
             next = self.modules.try_built();
         }
         for index in 0..self.list.len() {
-            if !self.list[index].ended {
-                let done = self.write_maps(index);
-                self.note_failure(done);
+            let maps_one = |tracked: &Tracked| {
+                let mut modules = tracked.maps.iter().filter_map(|(_, module)| *module);
+                modules.any(|module| ready.contains(&module))
+            };
+            if !self.list[index].ended && maps_one(&self.list[index]) {
+                self.enqueue(index);
             }
         }
     }
@@ -507,7 +682,7 @@ impl Targets {
     /// Descriptor that becomes readable when this process ends.
     pub fn pidfd(&self, tgid: u32) -> Option<RawFd> {
         let process = self.list.get(self.find(tgid)?)?.process.as_ref()?;
-        Some(process.pidfd().as_raw_fd())
+        Some(process.pidfd()?.as_raw_fd())
     }
 
     /// All processes that are or were in scope.
@@ -522,9 +697,7 @@ impl Targets {
 
     /// Whether every process has ended.
     pub fn all_ended(&self) -> bool {
-        self.list
-            .iter()
-            .all(|tracked| tracked.ended || tracked.process.as_ref().is_none_or(Process::has_ended))
+        self.list.iter().all(Tracked::is_over)
     }
 
     /// What went wrong without ending the run.

@@ -1,36 +1,144 @@
 //! The time that naming may take.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What one file's debug information, or its table of Go functions, may cost. Gigabytes take a second or two; only a file made
-/// to waste time takes more, and then the symbol table names the rest.
-const LIMIT: Duration = Duration::from_secs(10);
+/// What a part of one module may cost: its debug information, its table of Go functions, its symbol
+/// tables. Gigabytes take a second or two; only a file made to waste time takes more, and then the
+/// next part names the rest.
+const PART: Duration = Duration::from_secs(10);
+/// What all modules together may cost.
+const RUN: Duration = Duration::from_secs(20);
+/// The part of that in tenths in which debug information is read: the rest is for symbol tables,
+/// which are quicker.
+const DETAILS: u32 = 7;
 /// Steps between two looks at the time.
 const STEPS: u32 = 1 << 12;
 
-pub(super) struct Clock {
-    end: Instant,
-    steps: Cell<u32>,
+/// Whether the user has had enough.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+/// Ends all naming in this process, now and later: what has no name yet comes back with
+/// [`crate::profile::Unnamed::GaveUp`], within a fraction of a second. Safe in a signal handler.
+pub fn give_up() {
+    GIVEN_UP.store(true, Ordering::Relaxed);
 }
 
-impl Clock {
-    pub(super) fn start() -> Self {
-        Clock {
-            end: Instant::now() + LIMIT,
-            steps: Cell::new(0),
+/// Whether [`give_up`] was called.
+pub(super) fn has_given_up() -> bool {
+    GIVEN_UP.load(Ordering::Relaxed)
+}
+
+/// The time that the modules of a run have together, from its start on.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    details: Instant,
+    end: Instant,
+    given_up: &'static AtomicBool,
+}
+
+impl Budget {
+    /// Twenty seconds, which no honest program takes.
+    pub fn start() -> Self {
+        Self::lasting(RUN, &GIVEN_UP)
+    }
+
+    pub(super) fn lasting(time: Duration, given_up: &'static AtomicBool) -> Self {
+        let now = Instant::now();
+        Budget {
+            details: now + time / 10 * DETAILS,
+            end: now + time,
+            given_up,
         }
     }
 
-    /// Counts a small step; whether time is up.
+    /// Whether it is used up, or the user has given up.
+    pub fn is_over(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed) || Instant::now() >= self.end
+    }
+}
+
+/// The time of a part of a module.
+pub(super) struct Clock {
+    end: Instant,
+    given_up: &'static AtomicBool,
+    steps: Cell<u32>,
+    over: Cell<bool>,
+    cut: Cell<bool>,
+}
+
+impl Clock {
+    /// For debug information and tables of Go functions.
+    pub(super) fn for_details(budget: &Budget) -> Self {
+        Self::until(budget.details, budget)
+    }
+
+    /// For symbol tables.
+    pub(super) fn for_symbols(budget: &Budget) -> Self {
+        Self::until(budget.end, budget)
+    }
+
+    fn until(end: Instant, budget: &Budget) -> Self {
+        Clock {
+            end: end.min(Instant::now() + PART),
+            given_up: budget.given_up,
+            steps: Cell::new(0),
+            over: Cell::new(false),
+            cut: Cell::new(false),
+        }
+    }
+
+    /// Counts a small step; whether time is known to be up.
     pub(super) fn step(&self) -> bool {
         let steps = self.steps.get() + 1;
         self.steps.set(steps % STEPS);
-        steps == STEPS && self.is_over()
+        self.over.get() || steps == STEPS && self.is_over()
     }
 
     /// Whether time is up.
     pub(super) fn is_over(&self) -> bool {
-        Instant::now() >= self.end
+        if !self.over.get() {
+            let given_up = self.given_up.load(Ordering::Relaxed);
+            self.over.set(given_up || Instant::now() >= self.end);
+        }
+        self.over.get()
+    }
+
+    /// Notes that something was left out for want of memory.
+    pub(super) fn cut(&self) {
+        self.cut.set(true);
+    }
+
+    /// Whether anybody was told that time is up, or something was left out.
+    pub(super) fn has_cut(&self) -> bool {
+        self.over.get() || self.cut.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_has_run_out_stays_so() {
+        static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+        let budget = Budget::lasting(Duration::from_secs(3600), &GIVEN_UP);
+        let clock = Clock::for_details(&budget);
+        assert!((0..3 * STEPS).all(|_| !clock.step()));
+        assert!(!clock.has_cut());
+        GIVEN_UP.store(true, Ordering::Relaxed);
+        assert!((0..STEPS).any(|_| clock.step()));
+        assert!(clock.step() && clock.is_over() && clock.has_cut());
+    }
+
+    #[test]
+    fn symbol_tables_have_time_of_their_own() {
+        static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+        let mut budget = Budget::lasting(Duration::from_secs(3600), &GIVEN_UP);
+        budget.details = Instant::now();
+        assert!(Clock::for_details(&budget).is_over());
+        assert!(!Clock::for_symbols(&budget).is_over());
+        assert!(!budget.is_over());
     }
 }

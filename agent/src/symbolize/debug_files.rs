@@ -1,11 +1,10 @@
 //! Where separate debug information is looked for: the one part of naming that opens paths.
 
-use std::ffi::CString;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
+
+use crate::process::regular::{self, Last};
 
 /// A file that belongs to a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,19 +40,13 @@ const GLOBAL: &str = "/usr/lib/debug";
 /// File systems in which debug files are looked for, in this order: the target's
 /// (`/proc/PID/root`) and the agent's (`/`).
 #[derive(Debug)]
-pub struct DebugRoots(Vec<OwnedFd>);
+pub struct DebugRoots(Vec<File>);
 
 impl DebugRoots {
     /// Holds these directories open. One that cannot be opened is left out.
     pub fn open<'p>(roots: impl IntoIterator<Item = &'p Path>) -> Self {
-        let open = |root: &Path| {
-            OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
-                .open(root)
-        };
-        let roots = roots.into_iter().filter_map(|root| open(root).ok());
-        DebugRoots(roots.map(OwnedFd::from).collect())
+        let open = |root| regular::hold_directory(root).ok();
+        DebugRoots(roots.into_iter().filter_map(open).collect())
     }
 
     /// The debug files of the module at this path, as its process sees it.
@@ -80,7 +73,9 @@ impl DebugFiles for ModuleDebugFiles<'_> {
             .0
             .iter()
             .flat_map(places)
-            .filter_map(|(root, place)| open_beneath(root, place).ok())
+            .filter_map(|(root, place)| {
+                regular::open_beneath(root.as_fd(), place, Last::MayBeLink, |_| true).ok()
+            })
             .find(|file| accept(file))
     }
 }
@@ -116,40 +111,11 @@ fn is_file_name(name: &str) -> bool {
     matches!(components.next(), Some(Component::Normal(_))) && components.next().is_none()
 }
 
-/// Opens a regular file as if `root` were the root directory: no link in a file system that the
-/// target controls leads out of it, and nothing but a regular file is waited for.
-fn open_beneath(root: &OwnedFd, path: &Path) -> io::Result<File> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
-    // SAFETY: open_how is a plain structure of integers, for which zero is valid.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
-    how.flags = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY) as u64;
-    how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: the descriptor is open, the path ends in zero, `how` is valid and of the size
-    // given, and all outlive the call.
-    let opened = unsafe {
-        libc::syscall(
-            libc::SYS_openat2,
-            root.as_raw_fd(),
-            path.as_ptr(),
-            &raw const how,
-            size_of::<libc::open_how>(),
-        )
-    };
-    if opened < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just opened this descriptor, and nobody else has it.
-    let file = unsafe { File::from_raw_fd(opened as i32) };
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::ErrorKind::InvalidInput.into()),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed test may panic")]
 mod tests {
     use super::*;
+    use crate::process::regular::tests::releases_a_writer;
     use std::fs;
 
     #[test]
@@ -183,13 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_not_waited_for() {
+    fn a_pipe_is_not_opened() {
         let root = tempfile::tempdir().unwrap();
-        let pipe = CString::new(root.path().join("p").as_os_str().as_encoded_bytes()).unwrap();
-        // SAFETY: the path ends in zero and outlives the call.
-        assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
         let roots = DebugRoots::open([root.path()]);
         let files = roots.of_module(Path::new("/x"));
-        assert!(files.find(&Wanted::Link("p"), &mut |_| true).is_none());
+        let released = releases_a_writer(&root.path().join("p"), || {
+            assert!(files.find(&Wanted::Link("p"), &mut |_| true).is_none());
+        });
+        assert!(!released);
     }
 }

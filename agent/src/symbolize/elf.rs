@@ -12,8 +12,12 @@ use super::source::Source;
 const MAX_SECTIONS: u64 = 1 << 16;
 /// Largest table of section names that is read, in bytes.
 const MAX_NAMES: u64 = 4 << 20;
+/// Longest name of a section, in bytes; the rest is cut.
+const MAX_NAME: usize = 64;
 /// Largest note section that is read, in bytes.
 const MAX_NOTE: u64 = 64 << 10;
+/// Most note sections or segments that are read.
+const MAX_NOTES: usize = 64;
 /// `GNU\0`: owner of the build-id note.
 const GNU: &[u8] = b"GNU\0";
 
@@ -147,7 +151,8 @@ impl<'a> Elf<'a> {
         let notes = self
             .sections
             .iter()
-            .filter(|section| section.kind == elf::SHT_NOTE && self.has_contents(section));
+            .filter(|section| section.kind == elf::SHT_NOTE && self.has_contents(section))
+            .take(MAX_NOTES);
         notes
             .filter_map(|section| self.source.read(section.offset, section.size, MAX_NOTE))
             .find_map(|notes| build_id_in(&notes))
@@ -196,6 +201,7 @@ fn build_id_in_segments(source: &Source<'_>) -> Option<Vec<u8>> {
     headers
         .iter()
         .filter(|header| header.p_type.get(LE) == elf::PT_NOTE)
+        .take(MAX_NOTES)
         .filter_map(|header| {
             source.read(header.p_offset.get(LE), header.p_filesz.get(LE), MAX_NOTE)
         })
@@ -216,8 +222,9 @@ fn read_header(source: &Source<'_>) -> Option<elf::FileHeader64<LE>> {
 fn section(header: &elf::SectionHeader64<LE>, names: &[u8]) -> Section {
     let name = names
         .get(header.sh_name.get(LE) as usize..)
+        .map(|rest| rest.get(..MAX_NAME).unwrap_or(rest))
         .and_then(|rest| rest.split(|&byte| byte == 0).next())
-        .map(|name| String::from_utf8_lossy(name.get(..64).unwrap_or(name)).into_owned());
+        .map(|name| String::from_utf8_lossy(name).into_owned());
     Section {
         name: name.unwrap_or_default(),
         kind: header.sh_type.get(LE),

@@ -33,6 +33,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::profile::{Frame, Space, Unnamed};
 
+pub use clock::{Budget, give_up};
 pub use debug_files::{DebugFiles, NoDebugFiles};
 pub use elf::build_id;
 pub use kernel::kernel;
@@ -50,16 +51,18 @@ use source::Source;
 ///
 /// For each address the functions there, innermost (inlined) first, the physical function last;
 /// at least one frame, which says in [`Frame::unnamed`] why it has no name if it has none.
-/// Debug information that takes more than ten seconds is given up for the symbol table.
+/// Debug information that takes more than ten seconds is given up for the symbol table, and so is
+/// everything when the run's `budget` is used up.
 pub fn module(
     file: &File,
     name: &str,
     debug: &dyn DebugFiles,
     addresses: &[u64],
+    budget: &Budget,
 ) -> Vec<Vec<Frame>> {
     // The libraries that parse this outside input are written not to panic; if one does, that
     // costs this module's names and not the profile.
-    let named = catch_unwind(AssertUnwindSafe(|| named(file, debug, addresses)))
+    let named = catch_unwind(AssertUnwindSafe(|| named(file, debug, addresses, budget)))
         .unwrap_or(Err(Unnamed::Malformed))
         .unwrap_or_else(|reason| Named::nothing(addresses, reason));
     let places = addresses.iter().zip(named.sites).zip(named.starts);
@@ -114,25 +117,40 @@ fn frames(
     sites.into_iter().enumerate().map(frame).collect()
 }
 
-fn named(file: &File, debug: &dyn DebugFiles, addresses: &[u64]) -> Result<Named, Unnamed> {
+fn named(
+    file: &File,
+    debug: &dyn DebugFiles,
+    addresses: &[u64],
+    budget: &Budget,
+) -> Result<Named, Unnamed> {
+    if budget.is_over() {
+        return Err(Unnamed::GaveUp);
+    }
     let source = Source::file(file).ok_or(Unnamed::FileUnavailable)?;
     let elf = Elf::parse(source).ok_or(Unnamed::Malformed)?;
-    let separate = Separate::find(&elf, debug);
+    let details = Clock::for_details(budget);
+    let separate = Separate::find(&elf, debug, &details);
     let mut named = Named::nothing(addresses, Unnamed::NotCovered);
     let debug_info = separate.debug_info(&elf);
     if let Some(debug_info) = debug_info {
         // A panic in here costs the debug information alone.
         let described = catch_unwind(AssertUnwindSafe(|| {
-            dwarf::sites(debug_info, separate.alternate.as_ref(), addresses)
+            dwarf::sites(debug_info, separate.alternate.as_ref(), addresses, &details)
         }));
         named.sites = described.unwrap_or(named.sites);
     }
-    add_go(file, addresses, &mut named.sites);
-    let tables = add_symbols(&elf, &separate, addresses, &mut named.sites);
-    if !tables && debug_info.is_none() && named.sites.iter().all(Vec::is_empty) {
+    let go = Clock::for_details(budget);
+    add_go(file, addresses, &mut named.sites, &go);
+    let symbols = Clock::for_symbols(budget);
+    let tables = add_symbols(&elf, &separate, addresses, &mut named.sites, &symbols);
+    if [details, go, symbols].iter().any(Clock::has_cut) {
+        named.reason = Unnamed::GaveUp;
+    } else if !tables && debug_info.is_none() && named.sites.iter().all(Vec::is_empty) {
         named.reason = Unnamed::NoSymbols;
     }
-    add_starts(&elf, addresses, &mut named);
+    if !budget.is_over() {
+        add_starts(&elf, addresses, &mut named);
+    }
     Ok(named)
 }
 
@@ -153,14 +171,13 @@ fn add_starts(elf: &Elf<'_>, addresses: &[u64], named: &mut Named) {
 }
 
 /// Names what the debug information does not describe by the table of a Go program.
-fn add_go(file: &File, addresses: &[u64], sites: &mut [Vec<Site>]) {
-    if !sites.iter().any(Vec::is_empty) {
+fn add_go(file: &File, addresses: &[u64], sites: &mut [Vec<Site>], clock: &Clock) {
+    if !sites.iter().any(Vec::is_empty) || clock.is_over() {
         return;
     }
     let Some(table) = go::Table::open(file) else {
         return;
     };
-    let clock = Clock::start();
     for (sites, &address) in sites.iter_mut().zip(addresses) {
         if sites.is_empty() && !clock.is_over() {
             *sites = table.sites(address).unwrap_or_default();
@@ -175,6 +192,7 @@ fn add_symbols(
     separate: &Separate<'_>,
     addresses: &[u64],
     sites: &mut [Vec<Site>],
+    clock: &Clock,
 ) -> bool {
     let mut any = false;
     for elf in separate.symbol_files(elf) {
@@ -182,7 +200,7 @@ fn add_symbols(
             .filter(|&at| is_missing(&sites[at]))
             .collect();
         let wanted: Vec<u64> = missing.iter().map(|&at| addresses[at]).collect();
-        let Some(names) = symtab::names(elf, &wanted) else {
+        let Some(names) = symtab::names(elf, &wanted, clock) else {
             continue;
         };
         any = true;
@@ -191,7 +209,7 @@ fn add_symbols(
         }
     }
     for (sites, &address) in sites.iter_mut().zip(addresses) {
-        if is_missing(sites) {
+        if is_missing(sites) && !clock.is_over() {
             set_name(sites, plt::name(elf, address).as_deref());
         }
     }

@@ -74,7 +74,8 @@ fn relocation_of<'e>(elf: &'e Elf<'_>, slot: u64) -> Option<(&'e Section, elf::R
     let tables = elf
         .sections
         .iter()
-        .filter(|section| matches!(section.name.as_str(), ".rela.plt" | ".rela.dyn"));
+        .filter(|section| matches!(section.name.as_str(), ".rela.plt" | ".rela.dyn"))
+        .take(2);
     for table in tables {
         let bytes = read(elf, table)?;
         let count = bytes.len() / size_of::<elf::Rela64<LE>>();

@@ -9,7 +9,7 @@ use gimli::{Error, LittleEndian, Reader, ReaderOffsetId, Result};
 use object::elf;
 use object::{LittleEndian as LE, pod};
 
-use super::decompress::{self, Method};
+use super::decompress::{self, Failure, MEMORY, Method, Packed, Unpacked};
 use super::elf::{Elf, Section};
 use super::source::Source;
 
@@ -31,7 +31,7 @@ enum Data {
     Packed {
         method: Method,
         size: u64,
-        unpacked: OnceCell<Vec<u8>>,
+        unpacked: OnceCell<std::result::Result<Unpacked, Failure>>,
     },
 }
 
@@ -92,14 +92,23 @@ impl<'a> Contents<'a> {
                 unpacked,
             } => {
                 let bytes = unpacked.get_or_init(|| {
-                    self.source
-                        .read(self.offset, *size, *size)
-                        .and_then(|packed| {
-                            decompress::section(*method, &packed, self.length as u64)
-                        })
-                        .unwrap_or_default()
+                    let packed = Packed::new(self.source, self.offset, *size);
+                    decompress::section(*method, packed, self.length as u64, &MEMORY)
                 });
-                bytes.get(start..).ok_or(Error::Io)
+                match bytes {
+                    Ok(bytes) => bytes.get(start..).ok_or(Error::Io),
+                    Err(_) => Err(Error::Io),
+                }
+            }
+        }
+    }
+
+    /// Whether it was not unpacked because it asks for too much.
+    pub(super) fn was_refused(&self) -> bool {
+        match &self.data {
+            Data::Pages(_) => false,
+            Data::Packed { unpacked, .. } => {
+                matches!(unpacked.get(), Some(Err(Failure::TooMuch)))
             }
         }
     }
@@ -156,8 +165,11 @@ fn unpacking<'a>(
     length: u64,
 ) -> Option<Contents<'a>> {
     let size = section.size.checked_sub(header)?;
-    if !decompress::is_plausible(size, length) {
-        return None;
+    let refused = !decompress::is_plausible(size, length);
+    let length = if refused { 0 } else { length };
+    let unpacked = OnceCell::new();
+    if refused {
+        let _ = unpacked.set(Err(Failure::TooMuch));
     }
     Some(Contents {
         source: &elf.source,
@@ -166,7 +178,7 @@ fn unpacking<'a>(
         data: Data::Packed {
             method,
             size,
-            unpacked: OnceCell::new(),
+            unpacked,
         },
     })
 }

@@ -3,8 +3,9 @@
 
 use std::fs::File;
 
+use super::clock::Clock;
 use super::debug_files::{DebugFiles, Wanted};
-use super::decompress;
+use super::decompress::{self, Failure, Unpacked};
 use super::dwarf;
 use super::elf::Elf;
 use super::source::Source;
@@ -28,16 +29,16 @@ pub(super) struct Separate<'a> {
 
 impl<'a> Separate<'a> {
     /// Looks for what the module lacks.
-    pub(super) fn find(elf: &Elf<'_>, files: &dyn DebugFiles) -> Self {
+    pub(super) fn find(elf: &Elf<'_>, files: &dyn DebugFiles, clock: &Clock) -> Self {
         let mut separate = Separate::default();
         let own = dwarf::is_in(elf);
         if !own {
-            separate.debug = debug_file(elf, files);
+            separate.debug = debug_file(elf, files, clock);
         }
         if separate.debug.is_none() && !symtab::has_symtab(elf) {
             separate.mini = elf
                 .contents(".gnu_debugdata", MAX_MINI)
-                .and_then(|packed| decompress::mini_debug_info(&packed))
+                .and_then(|packed| mini(&packed, clock))
                 .and_then(|bytes| Elf::parse(Source::Bytes(bytes)));
         }
         separate.alternate = match own {
@@ -73,7 +74,15 @@ impl<'a> Separate<'a> {
     }
 }
 
-fn debug_file<'a>(elf: &Elf<'_>, files: &dyn DebugFiles) -> Option<Elf<'a>> {
+fn mini(packed: &[u8], clock: &Clock) -> Option<Unpacked> {
+    let unpacked = decompress::mini_debug_info(packed, &decompress::MEMORY);
+    if unpacked.as_ref().err() == Some(&Failure::TooMuch) {
+        clock.cut();
+    }
+    unpacked.ok()
+}
+
+fn debug_file<'a>(elf: &Elf<'_>, files: &dyn DebugFiles, clock: &Clock) -> Option<Elf<'a>> {
     let id = elf.build_id();
     if let Some(id) = &id {
         let by_id = first(files, &Wanted::BuildId(id), |file, _| {
@@ -88,7 +97,7 @@ fn debug_file<'a>(elf: &Elf<'_>, files: &dyn DebugFiles) -> Option<Elf<'a>> {
         // Two build ids say as much as the checksum, without reading all of the file.
         match (&id, file.build_id()) {
             (Some(id), Some(other)) => *id == other,
-            _ => checksum(source) == Some(sum),
+            _ => checksum(source, clock) == Some(sum),
         }
     })
 }
@@ -116,11 +125,14 @@ fn first<'a>(
         .and_then(|file| Elf::parse(Source::owned(file)?))
 }
 
-/// The CRC-32 of the whole file.
-fn checksum(source: &Source<'_>) -> Option<u32> {
+/// The CRC-32 of the whole file; `None` if that takes too long.
+fn checksum(source: &Source<'_>, clock: &Clock) -> Option<u32> {
     let mut sum = flate2::Crc::new();
     let mut offset = 0;
     while offset < source.len() {
+        if clock.is_over() {
+            return None;
+        }
         let bytes = source.read_up_to(offset, BATCH)?;
         sum.update(&bytes);
         offset += bytes.len() as u64;

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::decompress::Unpacked;
+
 /// An ELF image that is read piece by piece and never mapped, so that a file cut short while it
 /// is read is an error and not a signal.
 pub(super) enum Source<'a> {
@@ -11,7 +13,7 @@ pub(super) enum Source<'a> {
     /// A file that this module opened itself.
     Owned(File, u64),
     /// A decompressed image.
-    Bytes(Vec<u8>),
+    Bytes(Unpacked),
 }
 
 impl<'a> Source<'a> {

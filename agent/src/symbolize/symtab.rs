@@ -4,6 +4,7 @@
 use object::elf;
 use object::{LittleEndian as LE, pod};
 
+use super::clock::Clock;
 use super::demangle::MAX_NAME;
 use super::elf::{Elf, Section};
 
@@ -13,13 +14,19 @@ const BATCH: u64 = 4096;
 const ENTRY: u64 = size_of::<elf::Sym64<LE>>() as u64;
 /// Aliases of one function that are compared by name.
 const MAX_ALIASES: usize = 16;
+/// Entries of a table that are read: several times those of the largest programs.
+const MAX_SYMBOLS: u64 = 1 << 26;
 /// Matches after which a table is taken for a hostile one (every symbol covering every address).
 const MAX_MATCHES: u64 = 1 << 26;
 
 /// The names of the addresses (ELF virtual addresses, ascending) in the tables of `elf`: its
 /// `.symtab`, or its `.dynsym` if it has none. `None` per address that no function covers.
 /// The result is `None` if there is no table.
-pub(super) fn names(elf: &Elf<'_>, addresses: &[u64]) -> Option<Vec<Option<String>>> {
+pub(super) fn names(
+    elf: &Elf<'_>,
+    addresses: &[u64],
+    clock: &Clock,
+) -> Option<Vec<Option<String>>> {
     let table = elf
         .section_of_kind(elf::SHT_SYMTAB)
         .or_else(|| elf.section_of_kind(elf::SHT_DYNSYM))?;
@@ -30,8 +37,8 @@ pub(super) fn names(elf: &Elf<'_>, addresses: &[u64]) -> Option<Vec<Option<Strin
         preceding: vec![Match::default(); addresses.len()],
         matches: 0,
     };
-    for_each_symbol(elf, table, |symbol| search.add(elf, symbol));
-    Some(search.finish(elf, strings))
+    for_each_symbol(elf, table, clock, |symbol| search.add(elf, symbol));
+    Some(search.finish(elf, strings, clock))
 }
 
 /// Whether the file has a symbol table of its own, stripped ones aside.
@@ -68,11 +75,16 @@ pub(super) fn symbol(elf: &Elf<'_>, table: &Section, index: u64) -> Option<elf::
     Some(*pod::from_bytes::<elf::Sym64<LE>>(&bytes).ok()?.0)
 }
 
-/// Calls `visit` for each entry until it answers false or the table ends.
-fn for_each_symbol(elf: &Elf<'_>, table: &Section, mut visit: impl FnMut(&elf::Sym64<LE>) -> bool) {
-    let mut left = table.size / ENTRY;
+/// Calls `visit` for each entry until it answers false, time is up or the table ends.
+fn for_each_symbol(
+    elf: &Elf<'_>,
+    table: &Section,
+    clock: &Clock,
+    mut visit: impl FnMut(&elf::Sym64<LE>) -> bool,
+) {
+    let mut left = (table.size / ENTRY).min(MAX_SYMBOLS);
     let mut offset = table.offset;
-    while left > 0 {
+    while left > 0 && !clock.is_over() {
         let count = left.min(BATCH);
         let Some(bytes) = elf.source.read(offset, count * ENTRY, BATCH * ENTRY) else {
             return;
@@ -188,7 +200,7 @@ impl Search<'_> {
         self.matches < MAX_MATCHES
     }
 
-    fn finish(self, elf: &Elf<'_>, strings: &Section) -> Vec<Option<String>> {
+    fn finish(self, elf: &Elf<'_>, strings: &Section, clock: &Clock) -> Vec<Option<String>> {
         let mut last = Match::default();
         let mut names = Vec::with_capacity(self.addresses.len());
         let matches = self.covering.into_iter().zip(self.preceding);
@@ -196,7 +208,9 @@ impl Search<'_> {
             if !preceding.names.is_empty() {
                 last = preceding;
             }
-            names.push(if !covering.names.is_empty() {
+            names.push(if clock.is_over() {
+                None
+            } else if !covering.names.is_empty() {
                 best_alias(elf, strings, &covering.names)
             } else if last.unsized_ && same_code(elf, last.start, address) {
                 best_alias(elf, strings, &last.names)

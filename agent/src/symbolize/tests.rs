@@ -7,6 +7,7 @@
 
 mod big;
 mod hostile;
+pub(super) mod image;
 mod layouts;
 
 use std::fs::{self, File};
@@ -118,6 +119,7 @@ impl Program {
             "program",
             debug,
             addresses,
+            &Budget::start(),
         )
     }
 }

@@ -312,12 +312,12 @@ impl<'s, 'a> Machine<'s, 'a> {
                 register,
                 expression,
             } => self.set_expression(register, &expression)?,
+            I::Register {
+                dest_register,
+                src_register,
+            } => self.set(dest_register, Saved::In(src_register.0)),
             I::ValOffset { register, .. }
             | I::ValOffsetSf { register, .. }
-            | I::Register {
-                dest_register: register,
-                ..
-            }
             | I::ValExpression { register, .. } => self.set(register, Saved::Unsupported),
             I::Restore { register } => match register {
                 X86_64::RBP => self.rules.rbp = self.initial.rbp,

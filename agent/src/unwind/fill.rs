@@ -13,6 +13,8 @@ const PLT_ENTRY: u64 = 16;
 const MAX_SEARCH: u64 = 64 << 20;
 /// Bytes read at once in that search.
 const CHUNK: u64 = 1 << 18;
+/// Bytes that a read counts for at least.
+const MIN_READ: u64 = 1 << 10;
 /// `mov $15, %rax; syscall`: `rt_sigreturn`, as musl and Go write it.
 const SIGRETURN: [&[u8]; 2] = [
     &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05],
@@ -124,9 +126,54 @@ fn trampolines<F: ReadAt + ?Sized>(
                     .filter(|(_, window)| *window == pattern);
                 found.extend(hits.map(|(i, _)| at + i as u64));
             }
-            budget = budget.saturating_sub(want);
+            budget = budget.saturating_sub(want.max(MIN_READ));
             at += if want == CHUNK { CHUNK - overlap } else { want };
         }
     }
     found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test may panic")]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Zeros, and how often they were read.
+    struct Zeros(Cell<u64>);
+
+    impl ReadAt for Zeros {
+        fn read_exact_at(&self, buffer: &mut [u8], _: u64) -> std::io::Result<()> {
+            buffer.fill(0);
+            self.0.set(self.0.get() + 1);
+            Ok(())
+        }
+
+        fn size(&self) -> std::io::Result<u64> {
+            Ok(1 << 32)
+        }
+    }
+
+    #[test]
+    fn reads_of_short_gaps_are_limited() {
+        let size = 1 << 24;
+        let headers = Headers {
+            segments: vec![elf::Segment {
+                vaddr: 0,
+                offset: 0,
+                filesz: size,
+                memsz: size,
+                exec: true,
+            }],
+            ..Headers::default()
+        };
+        let code = Code {
+            origin: 0,
+            ranges: vec![(0, size as u32)],
+        };
+        let gaps: Vec<_> = (0..200_000).map(|i| (64 * i, 64 * i + 16)).collect();
+        let file = Zeros(Cell::new(0));
+        assert!(trampolines(&file, &headers, &code, &gaps).is_empty());
+        assert_eq!(file.0.get(), MAX_SEARCH / MIN_READ);
+    }
 }

@@ -1,5 +1,6 @@
 //! `.gopclntab`: the stack depth at each instruction of a Go program, which has no `.eh_frame`.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use agent_ebpf::unwind::{SWITCHED, kind, row};
@@ -7,7 +8,7 @@ use agent_ebpf::unwind::{SWITCHED, kind, row};
 use super::eh_frame::relative;
 use super::layout::Layout;
 use super::rule::UNSUPPORTED;
-use super::{Code, Error, Piece, Source, uncovered};
+use super::{Code, Error, MAX_PIECES, MAX_ROWS, Piece, Source, uncovered};
 use crate::elf::{self, Headers, ReadAt, word, xword};
 use crate::gopclntab::{Header, Steps, locate};
 
@@ -15,6 +16,9 @@ use crate::gopclntab::{Header, Steps, locate};
 const TOP_FRAME: u8 = 1;
 /// `_func.flag`: writes to rsp, so that the depth is not known behind the write.
 const SP_WRITE: u8 = 2;
+
+/// Most depths of a program: more than it may have rows.
+const MAX_DEPTHS: usize = 2 * MAX_ROWS;
 
 /// A parsed table.
 pub(super) struct Table {
@@ -24,6 +28,8 @@ pub(super) struct Table {
     names: usize,
     pctab: usize,
     functab: usize,
+    /// Depths that may still be looked at: functions can share a list of millions.
+    depths: Cell<usize>,
 }
 
 impl Table {
@@ -35,10 +41,14 @@ impl Table {
         let functab = usize::try_from(header.functab).ok()?;
         let entries = bytes.get(functab..)?.len() / (2 * header.field());
         Some(Self {
-            functions: usize::try_from(header.functions).ok()?.min(entries),
+            functions: usize::try_from(header.functions)
+                .ok()?
+                .min(entries)
+                .min(MAX_PIECES),
             names: usize::try_from(header.names).ok()?,
             pctab: usize::try_from(header.pctab).ok()?,
             functab,
+            depths: Cell::new(MAX_DEPTHS),
             header,
             bytes,
         })
@@ -47,6 +57,9 @@ impl Table {
     /// Adds a piece for each function in a gap.
     pub(super) fn fill(&self, code: &Code, gaps: &[(u32, u32)], pieces: &mut Vec<Piece>) {
         for i in 0..self.functions {
+            if pieces.len() >= MAX_PIECES {
+                break;
+            }
             let (start, end) = (self.entry(2 * i), self.entry(2 * i + 2));
             let Some(source) = self.source(i) else {
                 continue;
@@ -56,8 +69,9 @@ impl Table {
             let Some(piece) = code.piece(start.saturating_sub(signal.into()), end, source) else {
                 continue;
             };
-            // The depths count from the function's start.
-            pieces.extend(uncovered(gaps, piece).filter(|part| part.start == piece.start));
+            // The depths count from the function's start, which only the first part can have.
+            let part = uncovered(gaps, piece).next();
+            pieces.extend(part.filter(|part| part.start == piece.start));
         }
     }
 
@@ -109,6 +123,8 @@ impl Table {
             if pc >= range.end {
                 break;
             }
+            let left = self.depths.get().checked_sub(1);
+            self.depths.set(left.ok_or(Error::TooManyRows)?);
             layout.push(relative(pc, base), depth_row(depth))?;
             pc = pc.saturating_add(length.max(1));
         }
@@ -145,5 +161,78 @@ fn depth_row(depth: i64) -> u32 {
             row(0, kind::RSP, if depth > 0 { 2 } else { 0 }, words)
         }
         _ => UNSUPPORTED,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test may panic")]
+mod tests {
+    use super::*;
+    use crate::gopclntab::{Function, Version};
+
+    /// A table of these starts of functions, whose records are all the same and whose depths change
+    /// with every byte.
+    fn table(starts: &[u32], depths: usize) -> Table {
+        let record = (8 * starts.len()) as u32;
+        let fields = starts.iter().flat_map(|&start| [start, record]);
+        let mut bytes: Vec<u8> = fields.flat_map(u32::to_le_bytes).collect();
+        bytes.extend([0; 64]);
+        let pctab = bytes.len();
+        bytes.extend([2, 1].repeat(4096));
+        Table {
+            functions: starts.len() - 1,
+            names: record as usize,
+            pctab,
+            functab: 0,
+            depths: Cell::new(depths),
+            header: Header {
+                version: Version::Go120,
+                function: Function {
+                    name: 4,
+                    pcsp: 16,
+                    flag: 41,
+                },
+                text: 0,
+                functions: 0,
+                names: 0,
+                units: 0,
+                files: 0,
+                pctab: 0,
+                functab: 0,
+            },
+            bytes,
+        }
+    }
+
+    #[test]
+    fn functions_that_cover_all_gaps_cost_no_more_than_others() {
+        const COUNT: u32 = 20_000;
+        let code = Code {
+            origin: 0,
+            ranges: vec![(0, 64 * COUNT)],
+        };
+        let gaps: Vec<_> = (0..COUNT).map(|i| (64 * i, 64 * i + 32)).collect();
+        let starts = [0, 64 * COUNT].repeat(COUNT as usize / 2);
+        let mut pieces = Vec::new();
+        let begin = std::time::Instant::now();
+        table(&starts, MAX_DEPTHS).fill(&code, &gaps, &mut pieces);
+        assert!(begin.elapsed() < std::time::Duration::from_secs(1));
+        assert_eq!(pieces.len(), COUNT as usize / 2);
+        assert!(
+            pieces
+                .iter()
+                .all(|piece| (piece.start, piece.end) == (0, 32))
+        );
+    }
+
+    #[test]
+    fn depths_that_many_functions_share_are_limited() {
+        let table = table(&[0, 4096], 5000);
+        let mut layout = Layout::new(0, 1 << 16);
+        assert!(table.rows(0..4096, 0, 0, &mut layout).is_ok());
+        assert!(matches!(
+            table.rows(4096..8192, 0, 0, &mut layout),
+            Err(Error::TooManyRows)
+        ));
     }
 }

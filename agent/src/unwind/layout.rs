@@ -185,7 +185,7 @@ fn extended_words(rule: &Extended) -> [u32; EXTENDED_WORDS] {
             rule.cfa_kind,
             rule.cfa_register,
             rule.rbp_kind,
-            rule.reserved,
+            rule.return_register,
         ]),
         rule.cfa_offset as u32,
         rule.cfa_offset2 as u32,

@@ -35,6 +35,8 @@ pub(super) enum Saved {
     AtCfa(i64),
     /// At register + offset.
     AtRegister { register: u16, offset: i64 },
+    /// In another register.
+    In(u16),
     /// Somewhere else.
     Unsupported,
 }
@@ -65,12 +67,12 @@ impl Rules {
         }
         match self.return_address {
             Saved::Undefined => return row(0, kind::ROOT, 0, 0),
-            Saved::AtCfa(-8) => {}
+            Saved::AtCfa(-8) => self.small(),
+            Saved::In(_) => None,
             _ => return UNSUPPORTED,
         }
-        self.small()
-            .or_else(|| layout.extend(self.extended()?))
-            .unwrap_or(UNSUPPORTED)
+        .or_else(|| layout.extend(self.extended()?))
+        .unwrap_or(UNSUPPORTED)
     }
 
     /// The row that says all by itself, if it can.
@@ -119,20 +121,28 @@ impl Rules {
                 register::RSP => (saved::AT_RSP, offset),
                 _ => return None,
             },
-            Saved::Unsupported => return None,
+            Saved::In(_) | Saved::Unsupported => return None,
+        };
+        let return_register = match self.return_address {
+            Saved::In(register) => number(register)?.checked_add(1)?,
+            _ => 0,
         };
         Some(Extended {
             cfa_kind,
-            cfa_register: u8::try_from(register)
-                .ok()
-                .filter(|&r| usize::from(r) < register::COUNT)?,
+            cfa_register: number(register)?,
             rbp_kind,
-            reserved: 0,
+            return_register,
             cfa_offset: offset.try_into().ok()?,
             cfa_offset2: offset2.try_into().ok()?,
             rbp_offset: rbp_offset.try_into().ok()?,
         })
     }
+}
+
+/// The DWARF number of a general register.
+fn number(register: u16) -> Option<u8> {
+    let number = u8::try_from(register).ok()?;
+    (usize::from(number) < register::COUNT).then_some(number)
 }
 
 /// The row of a rule that cannot be said.

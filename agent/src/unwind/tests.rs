@@ -7,6 +7,7 @@
 use agent_ebpf::unwind::{BLOCK_WORDS, BUCKET_BITS, Block, Extended, Module, kind, row, search};
 
 use super::layout::{Layout, NONE};
+use super::{Code, PADDING, Piece, Source, gaps};
 
 const BASE: u64 = 0x40_0000;
 
@@ -159,6 +160,62 @@ fn extended_rules_are_kept_once() {
         blocks[module.extended as usize][..8],
         [10 << 8, 1, 0, 0xffff_fff0, 10 << 8, 2, 0, 0xffff_fff0]
     );
+}
+
+fn piece(start: u32, end: u32) -> Piece {
+    Piece {
+        start,
+        end,
+        source: Source::Row(NONE),
+    }
+}
+
+/// Every address at a multiple of [`PADDING`] is in a gap or it is not.
+#[test]
+fn gaps_are_code_that_no_piece_covers() {
+    let code = Code {
+        origin: 0,
+        ranges: vec![(0x100, 0x400), (0x400, 0x500), (0x700, 0x1000)],
+    };
+    let pieces = [
+        (0, 0x110),
+        (0x180, 0x600),
+        (0x200, 0x220),
+        (0x480, 0x4a0),
+        (0x800, 0x2000),
+    ]
+    .map(|(start, end)| piece(start, end));
+    let found = gaps(&code, &pieces);
+    // A piece ends where the next one starts, at the latest.
+    let covered = [(0, 0x110), (0x180, 0x220), (0x480, 0x4a0), (0x800, 0x2000)];
+    let covered = [&covered[..], &[(0x200, 0x220)]].concat();
+    let inside = |ranges: &[(u32, u32)], at: u32| {
+        let holds = |&(start, end): &(u32, u32)| start <= at && at < end;
+        ranges.iter().any(holds)
+    };
+    for at in (0..0x1100).step_by(PADDING as usize) {
+        let expected = inside(&code.ranges, at) && !inside(&covered, at);
+        assert_eq!(inside(&found, at), expected, "{at:#x}");
+    }
+}
+
+/// As many pieces as ranges of code.
+#[test]
+fn gaps_are_found_in_one_pass() {
+    const COUNT: u32 = 50_000;
+    let code = Code {
+        origin: 0,
+        ranges: (0..COUNT).map(|i| (64 * i, 64 * i + 64)).collect(),
+    };
+    let pieces: Vec<_> = (0..COUNT).map(|i| piece(64 * i, 64 * i + 32)).collect();
+    let begin = std::time::Instant::now();
+    assert_eq!(gaps(&code, &pieces).len(), COUNT as usize);
+    for i in 0..COUNT {
+        let start = u64::from(64 * i + 5);
+        let found = code.piece(start, start + 100, Source::Row(NONE)).unwrap();
+        assert_eq!(found.end, 64 * i + 64);
+    }
+    assert!(begin.elapsed() < std::time::Duration::from_secs(1));
 }
 
 #[test]

@@ -40,12 +40,12 @@ pub(crate) fn extended(table: &Table, index: u32) -> Option<Extended> {
     let words = block
         .chunks_exact(EXTENDED_WORDS)
         .nth((index % per_block) as usize)?;
-    let [cfa_kind, cfa_register, rbp_kind, reserved] = words[0].to_le_bytes();
+    let [cfa_kind, cfa_register, rbp_kind, return_register] = words[0].to_le_bytes();
     Some(Extended {
         cfa_kind,
         cfa_register,
         rbp_kind,
-        reserved,
+        return_register,
         cfa_offset: words[1] as i32,
         cfa_offset2: words[2] as i32,
         rbp_offset: words[3] as i32,

@@ -16,7 +16,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const DEFAULT_TIMEOUT: u64 = 1200;
-const DEFAULT_JOBS: u8 = 1;
+/// Each machine keeps one CPU busy.
+const DEFAULT_JOBS: u8 = 2;
 const DEFAULT_MEMORY: u32 = 1536;
 
 /// Arguments of `vm`.

@@ -54,10 +54,10 @@ pub(super) fn sites(
     elf: &Elf<'_>,
     alternate: Option<&Elf<'_>>,
     addresses: &[u64],
+    clock: &Clock,
 ) -> Vec<Vec<Site>> {
-    let clock = Clock::start();
     let first = Sections::of(elf);
-    let plan = Units::new(&first.dwarf(), &clock).covering(addresses);
+    let plan = Units::new(&first.dwarf(), clock).covering(addresses);
     let mut sites = vec![Vec::new(); addresses.len()];
     let mut rest = plan.as_slice();
     while !rest.is_empty() && !clock.is_over() {
@@ -71,9 +71,10 @@ pub(super) fn sites(
         // The pages read for a batch go with it. What had to be unpacked whole stays.
         let fresh = (!first.is_packed()).then(|| Sections::of(elf));
         let sections = fresh.as_ref().unwrap_or(&first);
-        describe_batch(sections, alternate, batch, addresses, &mut sites, &clock);
+        describe_batch(sections, alternate, batch, addresses, &mut sites, clock);
         rest = later;
     }
+    first.note_refusals(clock);
     sites
 }
 
@@ -109,6 +110,9 @@ fn describe_batch(
         for (index, found) in wanted.into_iter().zip(described) {
             sites[index] = found;
         }
+    }
+    for sections in [Some(sections), alternate.as_ref()].into_iter().flatten() {
+        sections.note_refusals(clock);
     }
 }
 
@@ -185,6 +189,13 @@ impl<'a> Sections<'a> {
         ];
         let contents = used.map(|id| (id, Contents::of(elf, id.name())));
         Sections(contents.into_iter().collect(), Contents::of(elf, ""))
+    }
+
+    /// Notes whether a section asked for too much memory.
+    fn note_refusals(&self, clock: &Clock) {
+        if self.0.values().any(Contents::was_refused) {
+            clock.cut();
+        }
     }
 
     /// Whether `.debug_info` is compressed.

@@ -141,7 +141,7 @@ impl<'d, 'a> Units<'d, 'a> {
             if !covered.is_empty() {
                 covering.entry(unit).or_default().append(&mut covered);
             }
-            if listed.len() > MAX_UNITS {
+            if listed.len() > MAX_UNITS || self.clock.is_over() {
                 break;
             }
         }
@@ -310,4 +310,41 @@ pub(super) fn indices(addresses: &[u64], low: u64, high: u64) -> std::ops::Range
     let first = addresses.partition_point(|&address| address < low);
     let rest = addresses.get(first..).unwrap_or_default();
     first..first + rest.partition_point(|&address| address < high)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test may panic")]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::super::super::clock::Budget;
+    use super::super::super::decompress::Unpacked;
+    use super::super::super::elf::Elf;
+    use super::super::super::source::Source;
+    use super::super::super::tests::image::{Part, image};
+    use super::super::Sections;
+    use super::*;
+
+    #[test]
+    fn no_set_is_read_once_time_is_up() {
+        static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+        let sets = (0..100_u32).flat_map(|unit| {
+            let entry = [[1_u8, 0, 0, 0, 0, 0, 0, 0]; 2].concat();
+            // Unit length, version, unit, address and segment size, padding; the end.
+            let mut set = [&28_u32.to_le_bytes()[..], &[2, 0], &unit.to_le_bytes()].concat();
+            set.extend([8, 0, 0, 0, 0, 0]);
+            set.extend(entry);
+            set
+        });
+        let bytes = image(&[Part::new(".debug_aranges", sets.collect())]);
+        let elf = Elf::parse(Source::Bytes(Unpacked::of(bytes))).unwrap();
+        let sections = Sections::of(&elf);
+        let dwarf = sections.dwarf();
+        for (time, expected) in [(Duration::from_secs(3600), 100), (Duration::ZERO, 1)] {
+            let clock = Clock::for_details(&Budget::lasting(time, &GIVEN_UP));
+            let (listed, _) = Units::new(&dwarf, &clock).listed(&[5]);
+            assert_eq!(listed.len(), expected);
+        }
+    }
 }

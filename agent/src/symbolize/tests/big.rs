@@ -30,7 +30,13 @@ fn big_file() {
     fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = resident("VmRSS:");
     let begin = Instant::now();
-    let named = module(&file, "big", &roots.of_module(&path), &addresses);
+    let named = module(
+        &file,
+        "big",
+        &roots.of_module(&path),
+        &addresses,
+        &Budget::start(),
+    );
     let elapsed = begin.elapsed();
     let count = |test: fn(&Frame) -> bool| {
         named

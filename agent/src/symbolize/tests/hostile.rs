@@ -1,8 +1,10 @@
 //! Files that are broken in every way still give an answer.
 
 use std::io::Write;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use super::image::{Part, file_header, image, section_header};
 use super::*;
 
 /// A small generator of numbers (xorshift), the same on every run.
@@ -20,7 +22,7 @@ impl Numbers {
 fn name(bytes: &[u8], addresses: &[u64]) -> Vec<Vec<Frame>> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    module(&file, "m", &NoDebugFiles, addresses)
+    module(&file, "m", &NoDebugFiles, addresses, &Budget::start())
 }
 
 fn mutate(bytes: &[u8], addresses: &[u64], seed: u64, variants: usize) {
@@ -97,7 +99,7 @@ fn every_truncation() {
         Some(Unnamed::Malformed)
     );
     let directory = File::open("/").unwrap();
-    let frames = module(&directory, "m", &NoDebugFiles, &[1]);
+    let frames = module(&directory, "m", &NoDebugFiles, &[1], &Budget::start());
     assert_eq!(frames[0][0].unnamed, Some(Unnamed::FileUnavailable));
 }
 
@@ -134,4 +136,108 @@ fn bombs() {
     let begin = Instant::now();
     assert_eq!(program.name(&[0x10])[0].len(), 1);
     assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+/// Names of sections that never end.
+#[test]
+fn section_names_are_cut_before_they_are_searched() {
+    const COUNT: u16 = 4000;
+    const NAMES: u64 = 1 << 20;
+    let end = 64 * (u64::from(COUNT) + 1);
+    let header = section_header(0, object::elf::SHT_STRTAB, 0, end, NAMES, 0);
+    let mut bytes = file_header(64, COUNT, 1);
+    bytes.extend(header.repeat(usize::from(COUNT)));
+    bytes.extend(vec![b'x'; NAMES as usize]);
+    let begin = Instant::now();
+    let elf = Elf::parse(Source::Bytes(decompress::Unpacked::of(bytes))).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert_eq!(elf.sections.len(), usize::from(COUNT));
+    assert_eq!(elf.sections[7].name, "x".repeat(64));
+}
+
+/// Bytes of files that hold nothing but their first few.
+const SPARSE: u64 = 1 << 40;
+static NEVER: AtomicBool = AtomicBool::new(false);
+static AT_ONCE: AtomicBool = AtomicBool::new(true);
+
+/// A file that starts with these bytes and then is one hole.
+fn sparse(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file.set_len(SPARSE).unwrap();
+    file
+}
+
+/// Why the first frame has no name, if naming ends in time.
+fn reason(file: &File, debug: &dyn DebugFiles, budget: &Budget) -> Option<Unnamed> {
+    let begin = Instant::now();
+    let frames = module(file, "m", debug, &[0x1000, 0x2000], budget);
+    assert!(begin.elapsed() < Duration::from_secs(1));
+    frames[0][0].unnamed
+}
+
+#[test]
+fn a_symbol_table_of_holes() {
+    let mut bytes = file_header(64, 3, 0);
+    bytes.extend(section_header(0, object::elf::SHT_STRTAB, 0, 0, 64, 0));
+    bytes.extend(section_header(0, object::elf::SHT_STRTAB, 0, 0, 64, 0));
+    let size = SPARSE - 4096;
+    bytes.extend(section_header(0, object::elf::SHT_SYMTAB, 0, 4096, size, 1));
+    let budget = Budget::lasting(Duration::from_millis(200), &NEVER);
+    let found = reason(&sparse(&bytes), &NoDebugFiles, &budget);
+    assert_eq!(found, Some(Unnamed::GaveUp));
+}
+
+#[test]
+fn a_debug_file_of_holes() {
+    struct Offers(File);
+    impl DebugFiles for Offers {
+        fn find(
+            &self,
+            _: &debug_files::Wanted<'_>,
+            accept: &mut dyn FnMut(&File) -> bool,
+        ) -> Option<File> {
+            assert!(!accept(&self.0));
+            None
+        }
+    }
+    let link = Part::new(".gnu_debuglink", b"x\0\0\0\x01\x02\x03\x04".to_vec());
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&image(&[link])).unwrap();
+    let offers = Offers(sparse(&image(&[])));
+    let budget = Budget::lasting(Duration::from_millis(200), &NEVER);
+    assert_eq!(reason(&file, &offers, &budget), Some(Unnamed::GaveUp));
+}
+
+#[test]
+fn a_used_up_budget_leaves_the_rest_without_names() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&image(&[])).unwrap();
+    let hour = Duration::from_secs(3600);
+    for (time, given_up, expected) in [
+        (hour, &NEVER, Unnamed::NoSymbols),
+        (Duration::ZERO, &NEVER, Unnamed::GaveUp),
+        (hour, &AT_ONCE, Unnamed::GaveUp),
+    ] {
+        let budget = Budget::lasting(time, given_up);
+        assert_eq!(reason(&file, &NoDebugFiles, &budget), Some(expected));
+    }
+}
+
+/// Debug information that unpacks to a thousand times its size.
+#[test]
+fn a_packed_section_that_asks_for_too_much() {
+    let zeros = vec![0; 2 << 20];
+    let mut packed = Vec::new();
+    for field in [1_u64, zeros.len() as u64, 1] {
+        packed.extend(field.to_le_bytes());
+    }
+    let mut encoder = flate2::write::ZlibEncoder::new(packed, flate2::Compression::default());
+    encoder.write_all(&zeros).unwrap();
+    let mut info = Part::new(".debug_info", encoder.finish().unwrap());
+    info.flags = u64::from(object::elf::SHF_COMPRESSED);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&image(&[info])).unwrap();
+    let found = reason(&file, &NoDebugFiles, &Budget::start());
+    assert_eq!(found, Some(Unnamed::GaveUp));
 }

@@ -393,7 +393,13 @@ fn mutated_go() {
             broken[at..at + 4].copy_from_slice(&value.to_le_bytes());
             let path = program.path("broken");
             fs::write(&path, &broken).unwrap();
-            let named = module(&File::open(&path).unwrap(), "m", &NoDebugFiles, &addresses);
+            let named = module(
+                &File::open(&path).unwrap(),
+                "m",
+                &NoDebugFiles,
+                &addresses,
+                &Budget::start(),
+            );
             assert_eq!(named.len(), addresses.len());
             broken[at..at + 4].copy_from_slice(&bytes[at..at + 4]);
         }
