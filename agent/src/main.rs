@@ -1,10 +1,16 @@
 //! The command `agent`: parses, runs, prints the chain of errors, exits with a code.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use agent::cli::args::{Args, Command};
 use agent::cli::destination::{Destination, Target};
+use agent::cli::generate::ManError;
+use agent::cli::launch::LaunchError;
+use agent::cli::spec::SpecError;
 use agent::cli::{Exit, generate, profile, syscalls, tcp};
+use agent::output::escape;
+use agent::preflight;
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -13,13 +19,25 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("agent: {error:#}");
-            let usage = error
-                .downcast_ref::<agent::cli::spec::SpecError>()
-                .is_some();
-            ExitCode::from(if usage { Exit::Usage } else { Exit::Failed })
+            // Names of the target stand in errors, too. Nobody is left to tell where this fails.
+            let text = escape::message(&format!("{error:#}"));
+            let _ = writeln!(io::stderr(), "agent: {text}");
+            ExitCode::from(exit_code(&error))
         }
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<LaunchError>() {
+        return error.exit_code();
+    }
+    let usage = error.is::<SpecError>()
+        || matches!(error.downcast_ref(), Some(ManError::Unknown { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(preflight::Error::Frequency { .. })
+        );
+    if usage { Exit::Usage } else { Exit::Failed }.code()
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {

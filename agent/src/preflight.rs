@@ -1,5 +1,6 @@
 //! What this kernel and these privileges allow, each "no" with a reason and what would help.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 
@@ -253,7 +254,7 @@ fn namespace_level() -> u32 {
 }
 
 fn check_privileges() -> Result<(), Error> {
-    let held = effective_capabilities();
+    let held = process::privilege::effective_capabilities();
     let has = |number: u32| held >> number & 1 != 0;
     if has(CAP_SYS_ADMIN) && has(CAPABILITIES[2].1) {
         return Ok(());
@@ -277,18 +278,24 @@ fn check_privileges() -> Result<(), Error> {
             .collect::<Vec<_>>()
             .join(", "),
         add: missing.join(" --cap-add "),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: command_line(std::env::args_os()),
     })
 }
 
-fn effective_capabilities() -> u64 {
-    fs::read_to_string("/proc/self/status")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find(|line| line.starts_with("CapEff:"))?;
-            u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok()
-        })
-        .unwrap_or(0)
+/// The words as one line for a shell.
+fn command_line(words: impl Iterator<Item = OsString>) -> String {
+    let words: Vec<String> = words.map(|word| quoted(&word.to_string_lossy())).collect();
+    words.join(" ")
+}
+
+/// The word as a POSIX shell reads it back.
+fn quoted(word: &str) -> String {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    if !word.is_empty() && word.chars().all(harmless) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Any number that the target cannot guess: it keeps it from making stacks collide.
@@ -302,6 +309,18 @@ fn random_seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_to_repeat_can_be_pasted() {
+        use std::os::unix::ffi::OsStringExt;
+        let words = ["agent", "--pid=1", "a b", "it's", "", "$(x)"].map(OsString::from);
+        assert_eq!(
+            command_line(words.into_iter()),
+            r"agent --pid=1 'a b' 'it'\''s' '' '$(x)'"
+        );
+        let broken = OsString::from_vec(vec![b'a', 0xff]);
+        assert_eq!(command_line([broken].into_iter()), "'a\u{fffd}'");
+    }
 
     #[test]
     fn versions_and_cpu_lists_are_read() {

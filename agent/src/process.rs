@@ -4,6 +4,7 @@
 pub mod descriptor;
 pub mod library;
 mod own;
+pub mod privilege;
 pub mod regular;
 mod root;
 
@@ -50,7 +51,7 @@ pub enum Error {
     },
     /// It is part of the kernel.
     #[error(
-        "process {pid} ({comm}) is a kernel thread: it has no program to profile; use `perf top` for the kernel itself"
+        "process {pid} ({comm}) is a kernel thread: it has no program to watch; `perf top` shows the kernel itself"
     )]
     KernelThread {
         /// The id given.
@@ -59,14 +60,14 @@ pub enum Error {
         comm: String,
     },
     /// The kernel does not let this user look at it.
-    #[error(
-        "no permission to look at process {pid}, which belongs to uid {uid}; run as root: `sudo agent …`"
-    )]
+    #[error("no permission to look at process {pid}, which belongs to uid {uid}: {hint}")]
     Permission {
         /// The id given.
         pid: u32,
         /// Its owner.
         uid: u32,
+        /// What would help, or why nothing does.
+        hint: &'static str,
     },
     /// Something else.
     #[error("cannot read {path}")]
@@ -271,6 +272,7 @@ impl Process {
             Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
                 uid: self.uid(),
+                hint: privilege::refusal_hint(),
             },
             Some(libc::ENOENT | libc::ESRCH) => Error::NotFound(self.pid),
             _ => Error::Read { path, source },

@@ -209,7 +209,7 @@ fn the_exit_code_of_the_command_is_passed_on() {
 fn an_interrupt_keeps_what_was_seen() {
     let _alone = alone();
     let target = Target::spawn("split", &[]);
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let running = Agent::timed(target.pid(), 600.0)
             .args(["-o", "flame.svg"])
             .start();
@@ -227,6 +227,84 @@ fn an_interrupt_keeps_what_was_seen() {
                 .any(|title| title.starts_with("half"))
         );
     }
+}
+
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    let target = Target::spawn("idle", &[]);
+    let wrapper = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"];
+    let running = Agent::under(&wrapper, &agent_binary())
+        .args(["--pid", &target.pid().to_string(), "-d", "2s", "-v"])
+        .args(["-o", "profile.json"])
+        .start();
+    running.await_said("sampling by");
+    running.signal(libc::SIGHUP);
+    assert_eq!(running.wait().profile().facts.ended, "duration");
+}
+
+/// A command that only SIGKILL ends, said to be at work by the file `started`.
+fn stubborn() -> (Agent, std::path::PathBuf) {
+    let agent = command(&["sh", "-c", "trap '' TERM; : > started; sleep 20"]);
+    let started = agent.directory().join("started");
+    (agent, started)
+}
+
+#[test]
+fn a_command_that_does_not_end_is_killed_and_that_is_said() {
+    let (agent, started) = stubborn();
+    let running = agent.start();
+    assert!(eventually(patience(20.0), || started.exists()));
+    running.signal(libc::SIGTERM);
+    let finished = running.wait();
+    assert_eq!(finished.code(), Some(128 + libc::SIGKILL));
+    assert!(
+        finished.stderr().contains("`sh` did not end"),
+        "{}",
+        finished.stderr()
+    );
+    assert_eq!(finished.profile().facts.ended, "interrupted");
+}
+
+#[test]
+fn a_second_interrupt_ends_the_agent() {
+    use std::os::unix::process::ExitStatusExt;
+    let (agent, started) = stubborn();
+    let running = agent.start();
+    assert!(eventually(patience(20.0), || started.exists()));
+    running.signal(libc::SIGINT);
+    // timeout(1) sends every signal twice: the second is none of its own.
+    running.signal(libc::SIGINT);
+    std::thread::sleep(Duration::from_millis(1200));
+    running.signal(libc::SIGINT);
+    let finished = running.wait();
+    assert_eq!(
+        finished.status.signal(),
+        Some(libc::SIGINT),
+        "{}",
+        finished.stderr()
+    );
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_command() {
+    let wrapper = ["sh", "-c", "\"$@\" | { read line; echo \"$line\"; }", "sh"];
+    let agent = Agent::subcommand("tcp", &wrapper, &agent_binary())
+        .args(["--format", "json", "--interval", "100ms", "--"])
+        .args(["sh", "-c", "echo $$ > pid; exec sleep 50"]);
+    let path = agent.directory().join("pid");
+    let running = agent.start();
+    let mut pid = String::new();
+    assert!(eventually(patience(20.0), || {
+        pid = std::fs::read_to_string(&path).unwrap_or_default();
+        pid.ends_with('\n')
+    }));
+    let finished = running.wait();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    assert!(finished.took < patience(20.0));
+    assert!(finished.stdout().starts_with('{'), "{}", finished.stdout());
+    let command = format!("/proc/{}/cmdline", pid.trim());
+    let runs = std::fs::read(command).is_ok_and(|words| words.starts_with(b"sleep"));
+    assert!(!runs, "the command outlives the run");
 }
 
 #[test]

@@ -248,6 +248,77 @@ fn the_format_option_overrides_the_extension() {
 }
 
 #[test]
+fn one_output_that_fails_keeps_no_other_from_being_written() {
+    let target = Target::spawn("idle", &[]);
+    let pid = target.pid().to_string();
+    let agent = Agent::profile()
+        .args(["--pid", &pid, "--duration", "60s", "-v"])
+        .args(["-o", "gone/flame.svg", "-o", "profile.json"]);
+    let gone = agent.directory().join("gone");
+    std::fs::create_dir(&gone).unwrap();
+    let running = agent.start();
+    running.await_said("sampling by");
+    std::fs::remove_dir(&gone).unwrap();
+    running.signal(libc::SIGINT);
+    let finished = running.wait();
+    let said = finished.stderr();
+    assert_eq!(finished.code(), Some(1), "{said}");
+    assert!(said.contains("gone/flame.svg"), "{said}");
+    assert!(
+        said.contains("wrote profile.json") && said.contains("ticks"),
+        "no summary: {said}"
+    );
+    assert_eq!(finished.profile().facts.ended, "interrupted");
+}
+
+/// Runs `agent NAME --pid IDLE` and more with standard output as the shell's redirection says.
+fn redirected(name: &str, redirection: &str, arguments: &[&str]) -> Finished {
+    let target = Target::spawn("idle", &[]);
+    let script = format!("exec \"$@\" {redirection}");
+    Agent::subcommand(name, &["sh", "-c", &script, "sh"], &agent_binary())
+        .args(["--pid", &target.pid().to_string(), "--duration", "1s"])
+        .args(arguments)
+        .run()
+}
+
+#[test]
+fn a_full_standard_output_is_said_and_the_files_are_written() {
+    let folded = ["-o", "-", "--format", "folded", "-o", "profile.json"];
+    let finished = redirected("profile", ">/dev/full", &folded);
+    finished.assert_refused(1, &["standard output", "no space", "wrote profile.json"]);
+    let _ = finished.profile();
+    let finished = redirected("syscalls", ">/dev/full", &["-o", "report.json"]);
+    finished.assert_refused(1, &["standard output", "no space"]);
+    assert_eq!(finished.files(), ["report.json"]);
+    let finished = redirected("tcp", ">/dev/full", &["--format", "json"]);
+    finished.assert_refused(1, &["standard output", "no space"]);
+}
+
+#[test]
+fn a_closed_standard_output_is_said_before_the_run() {
+    let outputs = ["-o", "-", "--format", "folded"];
+    redirected("profile", ">&-", &outputs).assert_refused(1, &["standard output", "closed"]);
+    redirected("tcp", ">&-", &[]).assert_refused(1, &["standard output", "closed"]);
+    redirected("syscalls", ">&-", &[]).assert_refused(1, &["standard output", "closed"]);
+    let finished = redirected("profile", ">&-", &["-o", "profile.json"]);
+    assert_eq!(finished.code(), Some(3), "{}", finished.stderr());
+}
+
+#[test]
+fn a_table_of_connections_goes_to_a_file_that_is_named() {
+    let finished = redirected("tcp", "", &["-o", "tcp.txt"]);
+    assert_eq!(finished.code(), Some(3), "{}", finished.stderr());
+    assert!(
+        finished.stderr().contains("wrote tcp.txt"),
+        "{}",
+        finished.stderr()
+    );
+    assert!(finished.text("tcp.txt").contains("no TCP connections"));
+    let finished = redirected("tcp", "", &["-o", "tcp.svg"]);
+    finished.assert_refused(2, &["tcp.svg", ".json, .csv, .txt"]);
+}
+
+#[test]
 fn outputs_are_private_and_replace_what_was_there() {
     let _alone = alone();
     let target = Target::spawn("split", &[]);

@@ -8,14 +8,15 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
+use super::stdout::{self, Stdout};
 use crate::output::escape;
 
 /// Where an output goes, as the user wrote it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Standard output: `-`.
     Stdout,
@@ -30,6 +31,28 @@ impl Target {
             "-" => Target::Stdout,
             path => Target::File(PathBuf::from(path)),
         }
+    }
+}
+
+impl Target {
+    /// The same for all ways to write one name: absolute, without `.` and `..`. Symbolic links are
+    /// not followed.
+    pub fn normalized(&self) -> Self {
+        let Target::File(path) = self else {
+            return Target::Stdout;
+        };
+        let mut normal = PathBuf::new();
+        for part in std::path::absolute(path)
+            .as_ref()
+            .unwrap_or(path)
+            .components()
+        {
+            match part {
+                Component::ParentDir => drop(normal.pop()),
+                part => normal.push(part),
+            }
+        }
+        Target::File(normal)
     }
 }
 
@@ -56,6 +79,12 @@ pub enum OutputError {
         /// What the system said.
         source: io::Error,
     },
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output")]
+    Stdout(#[source] io::Error),
+    /// There is no standard output.
+    #[error("cannot write to standard output: it is closed; name a file with -o FILE")]
+    Closed,
     /// Writing failed.
     #[error("cannot write `{path}`")]
     Write {
@@ -87,12 +116,15 @@ impl Destination {
     /// will be replaced.
     ///
     /// # Errors
-    /// A directory, symlink, device or pipe has the name, or no file can be created beside it.
+    /// A directory, symlink, device or pipe has the name, or no file can be created beside it;
+    /// standard output is closed.
     pub fn prepare(target: Target) -> Result<Self, OutputError> {
         if let Target::File(path) = &target {
             check_kind(path)?;
             let (temporary, _) = create_beside(path)?;
             fs::remove_file(&temporary).map_err(|source| directory_error(path, source))?;
+        } else if !stdout::is_open() {
+            return Err(OutputError::Closed);
         }
         Ok(Self { target })
     }
@@ -114,7 +146,7 @@ impl Destination {
     /// See [`OutputError`].
     pub fn begin(self) -> Result<Sink, OutputError> {
         Ok(match self.target {
-            Target::Stdout => Sink::Stdout(io::BufWriter::new(io::stdout())),
+            Target::Stdout => Sink::Stdout(Stdout::default()),
             Target::File(path) => Sink::File(Draft::create(&path)?),
         })
     }
@@ -129,23 +161,16 @@ impl Destination {
 }
 
 fn write_stdout(bytes: &[u8]) -> Result<(), OutputError> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
-    match written {
-        // The reader has seen enough: `agent … -o - | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|source| OutputError::Write {
-            path: "standard output".to_owned(),
-            source,
-        }),
-    }
+    let mut stdout = Stdout::default();
+    stdout.put(bytes);
+    stdout.finish()
 }
 
 /// An output under way.
 #[derive(Debug)]
 pub enum Sink {
     /// Standard output.
-    Stdout(io::BufWriter<io::Stdout>),
+    Stdout(Stdout),
     /// A file.
     File(Draft),
 }
@@ -159,22 +184,18 @@ impl Sink {
         &mut self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), OutputError> {
-        let (done, path) = match self {
-            Sink::Stdout(out) => (
-                write(out).and_then(|()| out.flush()),
-                "standard output".to_owned(),
-            ),
-            Sink::File(draft) => (write(&mut draft.file), shown(&draft.path)),
-        };
-        match done {
-            // The reader has seen enough: `agent … | head`.
-            Err(error)
-                if error.kind() == io::ErrorKind::BrokenPipe && matches!(self, Sink::Stdout(_)) =>
-            {
-                std::process::exit(0)
+        match self {
+            Sink::Stdout(out) => {
+                out.put_with(write);
+                Ok(())
             }
-            other => other.map_err(|source| OutputError::Write { path, source }),
+            Sink::File(draft) => write(&mut draft.file).map_err(|source| draft.failed(source)),
         }
+    }
+
+    /// Whether nothing can be written any more; [`Sink::finish`] says why.
+    pub fn has_ended(&self) -> bool {
+        matches!(self, Sink::Stdout(out) if out.has_ended())
     }
 
     /// Completes the output. Under `sudo` a file belongs to the user who called it.
@@ -183,7 +204,7 @@ impl Sink {
     /// See [`OutputError`].
     pub fn finish(self) -> Result<(), OutputError> {
         match self {
-            Sink::Stdout(_) => Ok(()),
+            Sink::Stdout(out) => out.finish(),
             Sink::File(draft) => draft.finish(invoking_user()),
         }
     }

@@ -10,15 +10,18 @@ pub mod generate;
 pub mod launch;
 pub mod profile;
 pub mod profile_args;
+pub mod program;
 pub mod run;
+pub mod signals;
 pub mod spec;
+pub mod stdout;
 pub mod syscalls;
 pub mod syscalls_args;
 pub mod tcp;
 pub mod tcp_args;
 pub mod terminal;
 
-/// The exit codes.
+/// The exit codes, where no command was started that has one of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Done.
@@ -40,11 +43,5 @@ impl Exit {
             Exit::Usage => 2,
             Exit::NothingSeen => 3,
         }
-    }
-}
-
-impl From<Exit> for std::process::ExitCode {
-    fn from(exit: Exit) -> Self {
-        exit.code().into()
     }
 }

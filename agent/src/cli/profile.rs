@@ -1,6 +1,7 @@
 //! `agent profile`: runs what the specification says.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +11,8 @@ use anyhow::Context;
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
 use super::profile_args::ProfileSpec;
-use super::run::{self, Ended, Progress, Signals, Subjects};
+use super::run::{self, Ended, Progress, Subjects};
+use super::signals::Signals;
 use super::spec::{OutputSpec, Scope, TargetSpec, default_name};
 use super::terminal;
 use crate::naming;
@@ -82,10 +84,11 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     };
     let mut profile = model(&session, &samples, facts, verbosity);
     profile.accounting.recursion_misses = skipped;
-    let files = write(outputs, &profile)?;
+    let (files, written) = write(outputs, &profile);
     if !verbosity.quiet {
         say_summary(&profile, &files);
     }
+    written?;
     Ok(run::exit_code(command, profile.samples() > 0))
 }
 
@@ -130,7 +133,10 @@ async fn sample(
             samples.take(bytes, targets);
             taken.set(taken.get() + 1);
         },
-        |_, elapsed| progress.show(|| progress_line(elapsed, target, taken.get())),
+        |_, elapsed| {
+            progress.show(|| progress_line(elapsed, target, taken.get()));
+            ControlFlow::Continue(())
+        },
     )
     .await;
     progress.clear();
@@ -183,7 +189,8 @@ fn facts(
 
 /// What `--verbose` tells when the clock has started, `start_ms` milliseconds after the call.
 fn say_start(session: &Attached, clock: Clock, start_ms: f64) {
-    eprintln!(
+    let _ = writeln!(
+        io::stderr(),
         "{}: sampling by {} on {} CPUs, {start_ms:.0} ms after the call; \
          processes: {}, mapped files: {}, BPF maps: {:.1} MB",
         session.kernel().name,
@@ -202,7 +209,8 @@ fn model(session: &Attached, samples: &Samples, facts: Facts, verbosity: Verbosi
     profile.facts = facts;
     naming::name(&mut profile, samples, session.targets());
     if verbosity.verbose > 0 {
-        eprintln!(
+        let _ = writeln!(
+            io::stderr(),
             "{} frames of {} stacks named in {:.0} ms",
             profile.frames.len(),
             profile.stacks.len(),
@@ -259,25 +267,36 @@ fn cost(session: &Attached, accounting: &Accounting) -> Cost {
     }
 }
 
-fn write(outputs: Vec<(Destination, Format)>, profile: &Profile) -> anyhow::Result<Vec<String>> {
+/// Writes every output that can be written; the names of the files, and the first error.
+fn write(
+    outputs: Vec<(Destination, Format)>,
+    profile: &Profile,
+) -> (Vec<String>, anyhow::Result<()>) {
     let mut files = Vec::new();
+    let mut first = Ok(());
     for (destination, format) in outputs {
-        let bytes = output::render(format, profile)?;
         let path = destination.path().map(|path| path.display().to_string());
-        destination.write(&bytes)?;
-        files.extend(path);
+        let written = output::render(format, profile)
+            .map_err(anyhow::Error::from)
+            .and_then(|bytes| Ok(destination.write(&bytes)?));
+        match written {
+            Ok(()) => files.extend(path),
+            Err(error) => first = first.and(Err(error)),
+        }
     }
-    Ok(files)
+    (files, first)
 }
 
 fn say_summary(profile: &Profile, files: &[String]) {
     let mut stderr = io::stderr();
-    let (style, width) = terminal::look(stderr.is_terminal());
+    let is_terminal = stderr.is_terminal();
+    let (style, width) = terminal::look(is_terminal);
     let text = summary::render(
         profile,
         summary::Options {
             style,
             width,
+            notes: if is_terminal { width } else { usize::MAX },
             files,
         },
     );

@@ -16,13 +16,21 @@ Examples:
   agent profile --pid 4242 --children -F 999 -o - --format folded | less
   agent profile -- ./server --port 8080         from its first instruction until it exits
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 the target was idle or gone (the outputs are empty).")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 the target was idle or gone (the outputs are empty).
+With a command: its own if it ran to its end; 127 not found, 126 not executable.")]
 pub struct ProfileArgs {
     /// Whom to sample.
     #[command(flatten)]
     pub target: TargetArgs,
     /// Samples per second on each CPU
-    #[arg(short = 'F', long, value_name = "HZ", default_value = "99")]
+    #[arg(
+        short = 'F',
+        long,
+        value_name = "HZ",
+        default_value = "99",
+        value_parser = parse_frequency,
+        allow_hyphen_values = true
+    )]
     pub frequency: u64,
     /// File to write, `-` for standard output; may be repeated [default:
     /// profile-COMM-PID-TIME.svg]
@@ -31,6 +39,11 @@ pub struct ProfileArgs {
     /// Format of the outputs whose name does not tell it: svg, folded or json
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
+}
+
+fn parse_frequency(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "samples per second are a whole number, such as 99".to_owned())
 }
 
 /// What `agent profile` is to do.
@@ -100,6 +113,17 @@ mod tests {
         assert_eq!(spec.target.scope, Scope::Command(command));
         assert!(spec.target.children);
         assert_eq!(spec.target.duration, None);
+    }
+
+    #[test]
+    fn a_frequency_is_a_number() {
+        assert_eq!(parse_frequency("999"), Ok(999));
+        for bad in ["abc", "-5", "", "1.5", "99999999999999999999"] {
+            let words = ["agent", "profile", "--pid", "7", "-F", bad];
+            let error = Args::try_parse_from(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("a whole number"), "{error}");
+        }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What every subcommand that watches processes shares: the targets, the loop, the end.
 
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-
 use super::launch::{Held, LaunchError, Running, shell_code};
+use super::signals::Signals;
 use super::spec::{Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
 use crate::process::Process;
@@ -18,10 +18,12 @@ use crate::session::target::Targets;
 pub enum Ended {
     /// The time was over.
     Duration,
-    /// Ctrl-C or SIGTERM.
+    /// Ctrl-C, SIGTERM or SIGHUP.
     Interrupted,
     /// All processes in scope have ended.
     TargetExited,
+    /// Nobody reads the output any more.
+    ReaderGone,
 }
 
 impl Ended {
@@ -31,6 +33,7 @@ impl Ended {
             Ended::Duration => "duration",
             Ended::Interrupted => "interrupted",
             Ended::TargetExited => "target_exited",
+            Ended::ReaderGone => "reader_gone",
         }
     }
 }
@@ -125,7 +128,7 @@ impl Subjects {
             if let Some(running) = &mut self.running {
                 self.status = running.end();
             }
-            if ended == Ended::Duration {
+            if matches!(ended, Ended::Duration | Ended::ReaderGone) {
                 return None;
             }
         }
@@ -148,45 +151,20 @@ fn add_descendants(processes: &mut Vec<Process>) {
     }
 }
 
-/// Ctrl-C and SIGTERM, caught from early on so that what was seen is never lost.
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    /// Catches them from now on.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn catch() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-/// Runs until the time is over, the targets have ended or the user has seen enough. `record` takes
-/// each record of the probes; `tick` is called after each look, several times a second.
+/// Runs until the time is over, the targets have ended or the user has seen enough; from then on
+/// another signal ends the agent itself. `record` takes each record of the probes; `tick` is called
+/// after each look, several times a second, and may break off.
 pub async fn until_end(
     session: &mut Attached,
     subjects: &mut Subjects,
     signals: &mut Signals,
     duration: Option<Duration>,
     record: &mut impl FnMut(&[u8], &Targets),
-    mut tick: impl FnMut(&mut Attached, Duration),
+    mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
 ) -> Ended {
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
-    loop {
+    let ended = loop {
         let time_left = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -199,15 +177,19 @@ pub async fn until_end(
             () = time_left => Some(Ended::Duration),
         };
         if let Some(ended) = ended {
-            return ended;
+            break ended;
         }
-        tick(session, started.elapsed());
+        if tick(session, started.elapsed()).is_break() {
+            break Ended::ReaderGone;
+        }
         // The program's children may outlive it: with --children they keep the run going.
         let command_ended = subjects.command_ended();
         if session.targets().all_ended() || command_ended && session.targets().list().len() == 1 {
-            return Ended::TargetExited;
+            break Ended::TargetExited;
         }
-    }
+    };
+    signals.release();
+    ended
 }
 
 /// A line on the terminal that is written over while the run goes on.
@@ -247,11 +229,24 @@ impl Progress {
     }
 }
 
-/// The exit code: the started program's own where it failed, else whether anything was seen.
+/// The exit code: the started program's own if it ran to its end, else whether anything was seen.
 pub fn exit_code(command: Option<u8>, seen: bool) -> u8 {
     match command {
-        Some(code) if code != 0 => code,
-        _ if seen => Exit::Ok.code(),
-        _ => Exit::NothingSeen.code(),
+        Some(code) => code,
+        None if seen => Exit::Ok.code(),
+        None => Exit::NothingSeen.code(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_the_commands_own() {
+        assert_eq!(exit_code(Some(0), false), 0);
+        assert_eq!(exit_code(Some(7), true), 7);
+        assert_eq!(exit_code(None, true), 0);
+        assert_eq!(exit_code(None, false), 3);
     }
 }

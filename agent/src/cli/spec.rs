@@ -75,6 +75,11 @@ pub enum SpecError {
         "-o {0}: the extension tells the format; the known ones are .svg, .folded, .json, .csv, .txt"
     )]
     File(String),
+    /// The same for `agent tcp`.
+    #[error(
+        "-o {0}: the extension tells the format; the known ones are .json, .csv, .txt; or name the format with --format"
+    )]
+    TcpFile(String),
 }
 
 /// The longest run.
@@ -202,10 +207,10 @@ impl OutputSpec {
         let mut given = Vec::new();
         let mut used = false;
         for text in outputs {
-            if !seen.insert(text) {
+            let target = Target::parse(text);
+            if !seen.insert(target.normalized()) {
                 return Err(SpecError::DuplicateOutput(escape::plain(text).into_owned()));
             }
-            let target = Target::parse(text);
             let by_name = match &target {
                 Target::Stdout => Err(SpecError::StdoutFormat),
                 Target::File(path) => Format::from_extension(path).map_err(SpecError::Extension),
@@ -347,7 +352,16 @@ mod tests {
         assert!(message(outputs(&["-"], None)).contains("--format"));
         assert!(message(outputs(&["a.svg"], Some("pdf"))).contains("svg, folded, json"));
         assert!(message(outputs(&["a.svg"], Some("json"))).contains("contradicts"));
-        assert!(message(outputs(&["a.svg", "a.svg"], None)).contains("twice"));
+        for again in ["a.svg", "./a.svg", ".//./a.svg", "b/../a.svg"] {
+            assert!(
+                message(outputs(&["a.svg", again], None)).contains("twice"),
+                "{again}"
+            );
+        }
+        let here = std::env::current_dir().unwrap().join("a.svg");
+        assert!(message(outputs(&["a.svg", here.to_str().unwrap()], None)).contains("twice"));
+        assert!(message(outputs(&["-", "-"], Some("svg"))).contains("twice"));
+        assert!(outputs(&["a.svg", "b/a.svg"], None).is_ok());
     }
 
     #[test]

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
-use super::run::{self, Ended, Signals, Subjects};
+use super::run::{self, Ended, Subjects};
+use super::signals::Signals;
+use super::stdout::Stdout;
 use super::syscalls_args::{FileFormat, Stream, SyscallsSpec};
 use super::terminal;
 use crate::output::{self, table::Live};
@@ -62,11 +65,15 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         .await;
     let command = subjects.finish(ended);
     let report = view.report(&session, true);
-    view.finish(&report)?;
+    let shown = view.finish(&report);
     let profile = view.profile(&session, started, ended);
+    let mut written = Ok(());
     for (destination, format) in files {
-        destination.write(&render(format, &report, &profile)?)?;
+        let result =
+            render(format, &report, &profile).and_then(|bytes| Ok(destination.write(&bytes)?));
+        written = written.and(result);
     }
+    shown.and(written)?;
     Ok(run::exit_code(command, !report.errors.is_empty()))
 }
 
@@ -89,6 +96,9 @@ fn prepare(spec: &SyscallsSpec) -> anyhow::Result<Vec<(Destination, FileFormat)>
     let prepare = |(target, format): &(Target, FileFormat)| {
         Ok((Destination::prepare(target.clone())?, *format))
     };
+    if spec.files.is_empty() {
+        Destination::prepare(Target::Stdout)?;
+    }
     spec.files.iter().map(prepare).collect()
 }
 
@@ -111,8 +121,10 @@ async fn watch(
             if elapsed >= next {
                 next = elapsed + spec.interval
                     - Duration::from_nanos((elapsed.as_nanos() % spec.interval.as_nanos()) as u64);
-                shared.borrow_mut().interval(session);
+                // What cannot be rendered now cannot be at the end, where it is an error.
+                let _ = shared.borrow_mut().interval(session);
             }
+            ControlFlow::Continue(())
         },
     )
     .await
@@ -139,6 +151,7 @@ struct View {
     stream: Stream,
     hide_benign: bool,
     quiet: bool,
+    stdout: Stdout,
     live: Option<Live>,
     named: Profile,
     stacks: HashMap<u64, Vec<FrameId>>,
@@ -152,6 +165,7 @@ impl View {
             stream: spec.stream,
             hide_benign: spec.hide_benign,
             quiet: verbosity.quiet,
+            stdout: Stdout::default(),
             live: live.then(Live::default),
             named: Profile::default(),
             stacks: HashMap::new(),
@@ -186,58 +200,51 @@ impl View {
         self.stacks.extend(hashes.into_iter().zip(frames));
     }
 
-    /// An interval is over.
-    fn interval(&mut self, session: &Attached) {
-        if self.stream == Stream::Json || self.live.is_some() {
+    /// An interval is over. A reader that has gone away does not end the run: the files are still
+    /// to be written.
+    fn interval(&mut self, session: &Attached) -> anyhow::Result<()> {
+        if (self.stream == Stream::Json || self.live.is_some()) && !self.stdout.has_ended() {
             let report = self.report(session, false);
-            // A reader that has gone away does not end the run.
-            let _ = self.show(&report);
+            self.show(&report)?;
         }
+        Ok(())
     }
 
     fn show(&mut self, report: &Report) -> anyhow::Result<()> {
-        let mut stdout = io::stdout().lock();
-        match (self.stream, &mut self.live) {
-            (Stream::Json, _) => stdout.write_all(&output::syscalls::json(report)?)?,
-            (Stream::Csv, _) => stdout.write_all(output::syscalls::csv(report).as_bytes())?,
-            (Stream::Table, live) => {
-                let (style, columns) = terminal::look(stdout.is_terminal());
-                let width = if stdout.is_terminal() {
-                    columns
-                } else {
-                    usize::MAX
-                };
-                let lines = output::syscalls::lines(report, width, style);
-                let rows = match terminal::size() {
-                    Some((_, rows)) if !report.last => rows,
-                    _ => usize::MAX,
-                };
-                match live {
-                    Some(live) => stdout.write_all(live.redraw(&lines, rows).as_bytes())?,
-                    None => stdout.write_all((lines.join("\n") + "\n").as_bytes())?,
-                }
-            }
-        }
-        stdout.flush()?;
+        let bytes = match self.stream {
+            Stream::Json => output::syscalls::json(report)?,
+            Stream::Csv => output::syscalls::csv(report).into_bytes(),
+            Stream::Table => self.table(report).into_bytes(),
+        };
+        self.stdout.put(&bytes);
         Ok(())
+    }
+
+    fn table(&mut self, report: &Report) -> String {
+        let is_terminal = io::stdout().is_terminal();
+        let (style, columns) = terminal::look(is_terminal);
+        let width = if is_terminal { columns } else { usize::MAX };
+        let lines = output::syscalls::lines(report, width, style);
+        let rows = match terminal::size() {
+            Some((_, rows)) if !report.last => rows,
+            _ => usize::MAX,
+        };
+        match &mut self.live {
+            Some(live) => live.redraw(&lines, rows),
+            None => lines.join("\n") + "\n",
+        }
     }
 
     /// The last report, and what was lost.
     fn finish(&mut self, report: &Report) -> anyhow::Result<()> {
-        match self.show(report) {
-            // The reader has seen enough.
-            Err(error)
-                if error
-                    .downcast_ref::<io::Error>()
-                    .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) => {}
-            other => other?,
-        }
+        let shown = self.show(report);
         if let Some(losses) = output::syscalls::losses(report)
             && !self.quiet
         {
             let _ = writeln!(io::stderr(), "{losses}");
         }
-        Ok(())
+        shown?;
+        Ok(std::mem::take(&mut self.stdout).finish()?)
     }
 
     /// The stacks, each with the failure as its leaf, as a profile of failures.

@@ -1,5 +1,6 @@
 //! `agent syscalls`: its arguments as typed, and what they mean.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ Examples:
   agent syscalls --pid 4242 --latency --format json -d 10s
   agent syscalls --hide-benign -o errors.svg -- ./server --port 8080
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 no system call failed.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 no system call failed.
+With a command: its own if it ran to its end; 127 not found, 126 not executable.")]
 pub struct SyscallsArgs {
     /// Whom to look at.
     #[command(flatten)]
@@ -155,18 +157,17 @@ fn stream(text: &str) -> Result<Stream, SpecError> {
 /// The files and what is in them. Standard output is written anyway.
 fn files(outputs: &[String]) -> Result<Vec<(Target, FileFormat)>, SpecError> {
     let mut files: Vec<(Target, FileFormat)> = Vec::new();
+    let mut seen = HashSet::new();
     for text in outputs {
-        let Target::File(path) = Target::parse(text) else {
+        let target = Target::parse(text);
+        let Target::File(path) = &target else {
             continue;
         };
-        let format = file_format(&path)?;
-        if files
-            .iter()
-            .any(|(target, _)| *target == Target::File(path.clone()))
-        {
+        let format = file_format(path)?;
+        if !seen.insert(target.normalized()) {
             return Err(SpecError::DuplicateOutput(escape::plain(text).into_owned()));
         }
-        files.push((Target::File(path), format));
+        files.push((target, format));
     }
     Ok(files)
 }
@@ -237,7 +238,7 @@ mod tests {
                 .to_string()
                 .contains(".svg")
         );
-        assert!(resolve(&["-o", "e.csv", "-o", "e.csv"]).is_err());
+        assert!(resolve(&["-o", "e.csv", "-o", "./e.csv"]).is_err());
         assert!(
             resolve(&["--format", "xml"])
                 .unwrap_err()

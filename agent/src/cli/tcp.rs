@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent_ebpf::Counter;
@@ -9,13 +11,16 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, OutputError, Sink, Target};
-use super::run::{self, Signals, Subjects};
+use super::run::{self, Subjects};
+use super::signals::Signals;
 use super::tcp_args::{By, TcpFormat, TcpSpec};
 use super::terminal;
+use crate::output::escape;
 use crate::output::table::{Live, Style};
 use crate::output::tcp::{self as output, Rows, View};
 use crate::preflight::Kernel;
 use crate::probe::tcp::{self as probe, Probe};
+use crate::process;
 use crate::session::{Attached, Loaded};
 use crate::tcp::view::Span;
 use crate::tcp::{Connections, filter};
@@ -69,16 +74,21 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
                     .interval(session, &mut connections.borrow_mut(), &mut show, elapsed)
                     .err();
             }
+            if show.has_ended() || failure.is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         },
     )
     .await;
-    if let Some(error) = failure {
-        return Err(error);
-    }
     let mut connections = connections.into_inner();
-    let seen = watch.end(&mut session, &mut connections, &mut show)?;
+    let seen = watch.end(&mut session, &mut connections, &mut show);
     let command = subjects.finish(ended);
-    show.sink.finish()?;
+    let shown = show.finish(verbosity);
+    failure.map_or(Ok(()), Err)?;
+    let seen = seen?;
+    shown?;
     Ok(run::exit_code(command, seen))
 }
 
@@ -120,7 +130,7 @@ impl Watch<'_> {
         connections: &mut Connections,
         show: &mut Show,
     ) -> anyhow::Result<bool> {
-        connections.end(now());
+        connections.end(process::monotonic_ns());
         probe::detach(session)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
         self.probe.last_look(session, connections)?;
@@ -134,7 +144,7 @@ impl Watch<'_> {
     fn view(&self, session: &Attached, connections: &Connections, span: Span) -> View {
         let (rows, left_out) = match self.spec.by {
             By::Connection => {
-                let mut rows = connections.rows(span, now());
+                let mut rows = connections.rows(span, process::monotonic_ns());
                 let all = rows.len();
                 rows.retain(|row| self.spec.filter.holds(row));
                 filter::sort(&mut rows, self.spec.sort);
@@ -143,7 +153,9 @@ impl Watch<'_> {
                 (Rows::Connections(rows), all - shown)
             }
             By::Remote => {
-                let mut rows = connections.remotes(span, now(), |row| self.spec.filter.holds(row));
+                let mut rows = connections.remotes(span, process::monotonic_ns(), |row| {
+                    self.spec.filter.holds(row)
+                });
                 filter::sort_remotes(&mut rows, self.spec.sort);
                 let all = rows.len();
                 rows.truncate(self.spec.top);
@@ -179,23 +191,13 @@ fn losses(session: &Attached, connections: &Connections) -> BTreeMap<&'static st
     losses
 }
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of the kernel programs.
-fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the structure is ours; the clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 /// Where the views go, and in what form.
 struct Show {
     format: TcpFormat,
     /// Each view goes out at once: a long run is not to be kept in memory.
     sink: Sink,
-    stdout: bool,
+    /// The file that the views go to.
+    path: Option<PathBuf>,
     /// The table that is redrawn in place.
     live: Option<Live>,
     hooks: String,
@@ -213,8 +215,8 @@ impl Show {
         let live = stdout && spec.format == TcpFormat::Table && io::stdout().is_terminal();
         Ok(Self {
             format: spec.format,
+            path: destination.path().map(Path::to_owned),
             sink: destination.begin()?,
-            stdout,
             live: live.then(Live::default),
             hooks: String::new(),
             verbosity,
@@ -251,9 +253,18 @@ impl Show {
         }
     }
 
+    /// Whether nobody sees any more what is shown.
+    fn has_ended(&self) -> bool {
+        self.sink.has_ended()
+    }
+
     fn table(&mut self, view: &View) -> String {
         let (style, width) = terminal::look(self.live.is_some());
-        let style = if self.stdout { style } else { Style::Plain };
+        let style = if self.path.is_none() {
+            style
+        } else {
+            Style::Plain
+        };
         let width = if self.live.is_some() {
             width
         } else {
@@ -267,6 +278,17 @@ impl Show {
             Some(live) => live.redraw(&lines, usize::MAX),
             None => lines.join("\n") + "\n",
         }
+    }
+
+    fn finish(self, verbosity: Verbosity) -> Result<(), OutputError> {
+        self.sink.finish()?;
+        if let Some(path) = self.path
+            && !verbosity.quiet
+        {
+            let path = path.to_string_lossy();
+            let _ = writeln!(io::stderr(), "wrote {}", escape::plain(&path));
+        }
+        Ok(())
     }
 }
 

@@ -20,7 +20,8 @@ Examples:
   agent tcp --pid 4242 --filter 'role=client,p99>10ms' --sort rate
   agent tcp --pid 4242 --filter 10.0.0.0/8
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 no connection was seen.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 no connection was seen.
+With a command: its own if it ran to its end; 127 not found, 126 not executable.")]
 pub struct TcpArgs {
     /// Whom to look at.
     #[command(flatten)]
@@ -41,10 +42,11 @@ pub struct TcpArgs {
     /// One row for each connection, or for each remote
     #[arg(long, value_name = "WHAT", default_value = "connection")]
     pub by: By,
-    /// table (redrawn in place on a terminal), json (a document a line) or csv
+    /// table (redrawn in place on a terminal), json (a document a line) or csv; not needed where the
+    /// file's extension tells it
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<TcpFormat>,
-    /// File to write, `-` for standard output [default: -]
+    /// File to write (.json, .csv or .txt), `-` for standard output [default: -]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<String>,
 }
@@ -67,6 +69,16 @@ pub enum TcpFormat {
     Json,
     /// One line per row and interval.
     Csv,
+}
+
+impl TcpFormat {
+    const fn name(self) -> &'static str {
+        match self {
+            TcpFormat::Table => "table",
+            TcpFormat::Json => "json",
+            TcpFormat::Csv => "csv",
+        }
+    }
 }
 
 /// What `agent tcp` is to do.
@@ -119,22 +131,32 @@ impl TcpArgs {
                 None => Filter::default(),
             },
             by: self.by,
-            format: self.format.unwrap_or_else(|| format_of(&output)),
+            format: format_of(&output, self.format)?,
             output,
         })
     }
 }
 
-/// By the file's extension; a table where it tells nothing.
-fn format_of(output: &Target) -> TcpFormat {
-    let extension = match output {
-        Target::Stdout => None,
-        Target::File(path) => path.extension(),
+/// By the file's extension, else the given one; a table on standard output.
+fn format_of(output: &Target, given: Option<TcpFormat>) -> Result<TcpFormat, SpecError> {
+    let Target::File(path) = output else {
+        return Ok(given.unwrap_or(TcpFormat::Table));
     };
-    match extension.and_then(|extension| extension.to_str()) {
+    let extension = path
+        .extension()
+        .map(|extension| extension.to_string_lossy());
+    let by_name = match extension.as_deref() {
         Some("json" | "jsonl" | "ndjson") => TcpFormat::Json,
         Some("csv") => TcpFormat::Csv,
-        _ => TcpFormat::Table,
+        Some("txt" | "table") => TcpFormat::Table,
+        _ => {
+            let path = escape::plain(&path.to_string_lossy()).into_owned();
+            return given.ok_or(SpecError::TcpFile(path));
+        }
+    };
+    match given {
+        Some(given) if given != by_name => Err(SpecError::FormatUnused(given.name())),
+        _ => Ok(by_name),
     }
 }
 
@@ -167,12 +189,16 @@ mod tests {
     fn the_extension_names_the_format() {
         assert_eq!(resolve(&["-o", "x.json"]).unwrap().format, TcpFormat::Json);
         assert_eq!(resolve(&["-o", "x.csv"]).unwrap().format, TcpFormat::Csv);
-        assert_eq!(
-            resolve(&["-o", "x.csv", "--format", "json"])
-                .unwrap()
-                .format,
-            TcpFormat::Json
-        );
+        assert_eq!(resolve(&["-o", "x.txt"]).unwrap().format, TcpFormat::Table);
+        let other = resolve(&["-o", "x.log", "--format", "json"]);
+        assert_eq!(other.unwrap().format, TcpFormat::Json);
+        let refused = |words: &[&str], reason: &str| {
+            let error = resolve(words).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        };
+        refused(&["-o", "x.csv", "--format", "json"], "contradicts");
+        refused(&["-o", "x.svg"], ".json, .csv, .txt");
+        refused(&["-o", "x"], ".json, .csv, .txt");
     }
 
     #[test]
@@ -187,6 +213,18 @@ mod tests {
             error.starts_with("--filter") && error.contains("retransmits"),
             "{error}"
         );
-        assert!(resolve(&["--filter", "nonsense"]).is_err());
+        for filter in [
+            "nonsense",
+            "10.0.0.0/33",
+            "10.0.0.0/99",
+            "::1/129",
+            "10.0.0.0/x",
+            "::ffff:10.0.0.0/129",
+        ] {
+            assert!(resolve(&["--filter", filter]).is_err(), "{filter}");
+        }
+        for filter in ["10.0.0.0/32", "0.0.0.0/0", "::1/128", "::ffff:10.0.0.0/104"] {
+            assert!(resolve(&["--filter", filter]).is_ok(), "{filter}");
+        }
     }
 }

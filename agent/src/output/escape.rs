@@ -42,6 +42,13 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// A message of several lines for the terminal: each line [`plain`], those after the first set in,
+/// so that a name with a line end in it cannot pass for a message of its own.
+pub fn message(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(plain).collect();
+    lines.join("\n  ")
+}
+
 /// The text as one frame of a folded stack: [`plain`], and nothing that the readers of that
 /// format take for syntax.
 ///
@@ -220,6 +227,14 @@ mod tests {
         assert_eq!(plain("\u{202e}evil\u{2069}"), "\\u{202e}evil\\u{2069}");
         assert_eq!(plain("\u{9b}2J\u{7f}"), "\\u{9b}2J\\u{7f}");
         assert_eq!(plain("\u{ffff}\u{2028}"), "\\u{ffff}\\u{2028}");
+    }
+
+    #[test]
+    fn messages_keep_their_lines_and_nothing_else() {
+        assert_eq!(
+            message("a \x1b[2Jb\u{202e}\nagent: c"),
+            "a \\u{1b}[2Jb\\u{202e}\n  agent: c"
+        );
     }
 
     #[test]

@@ -21,8 +21,38 @@ pub struct Options<'a> {
     pub style: Style,
     /// Width of the terminal, in columns.
     pub width: usize,
+    /// Width to which the lines below the table are broken, in columns: without a terminal they
+    /// are left whole, to be searched.
+    pub notes: usize,
     /// The files that were written.
     pub files: &'a [String],
+}
+
+impl Options<'_> {
+    fn note(&self, text: &str, tone: Tone) -> Vec<String> {
+        wrap(text, self.notes)
+            .iter()
+            .map(|line| self.style.paint(tone, line))
+            .collect()
+    }
+}
+
+/// The text in lines of at most `width` columns, those after the first set in; a longer word keeps
+/// a line of its own.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split(' ') {
+        let room = width.saturating_sub(escape::width(&line));
+        if !line.trim().is_empty() && escape::width(word) >= room {
+            lines.push(std::mem::replace(&mut line, "  ".to_owned()));
+        } else if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
 }
 
 /// A function among the hottest.
@@ -99,30 +129,36 @@ fn no_frames(stack: &Stack) -> (String, String) {
 }
 
 /// The summary, each line with its line end and fitted to `width`, but for the names of the
-/// files, the account of the ticks and lists of reasons, which are never cut.
+/// files. Only the title and names of functions are cut; what is too long else goes on in the next
+/// line.
 pub fn render(profile: &Profile, options: Options<'_>) -> String {
     let style = options.style;
     let head = format!("{}: {}", text::targets(profile), text::sampled(profile));
     let head = escape::truncate_middle(&head, options.width);
     let mut lines = vec![style.paint(Tone::Strong, &head)];
     if profile.samples() == 0 {
-        let none = "no samples: the target was idle or gone";
-        lines.push(style.paint(Tone::Warn, none));
+        let none = match profile.accounting.ticks {
+            0 => "no samples: the clock never ticked; run longer or raise --frequency",
+            _ => "no samples: the target was idle or gone",
+        };
+        lines.extend(options.note(none, Tone::Warn));
     } else {
         lines.push(String::new());
         lines.extend(functions(profile).lines(options.width, style));
         lines.push(String::new());
-        lines.push(completeness(profile, style));
-        lines.extend(unnamed(profile, style));
+        lines.extend(completeness(profile, options));
+        lines.extend(unnamed(profile, options));
     }
     let accounting = &profile.accounting;
     let tone = match accounting.lost_total() {
         0 if accounting.balances() => Tone::Normal,
         _ => Tone::Warn,
     };
-    lines.push(style.paint(tone, &text::accounting(accounting)));
-    lines.extend(beyond_the_sum(profile));
-    lines.push(style.paint(Tone::Dim, &cost(profile)));
+    lines.extend(options.note(&text::accounting(accounting), tone));
+    if let Some(line) = beyond_the_sum(profile) {
+        lines.extend(options.note(&line, Tone::Normal));
+    }
+    lines.extend(options.note(&cost(profile), Tone::Dim));
     for file in options.files {
         lines.push(format!("wrote {}", escape::plain(file)));
     }
@@ -153,14 +189,14 @@ fn functions(profile: &Profile) -> Table {
 }
 
 /// `complete stacks 95.0 %; cut: no row 4, read fault 1`
-fn completeness(profile: &Profile, style: Style) -> String {
+fn completeness(profile: &Profile, options: Options<'_>) -> Vec<String> {
     let complete = text::complete_percent(profile).unwrap_or(0.0);
     let tone = if complete < COMPLETE_PERCENT {
         Tone::Warn
     } else {
         Tone::Ok
     };
-    let line = format!("complete stacks {} %", text::show_percent(complete));
+    let share = format!("complete stacks {} %", text::show_percent(complete));
     let mut cut: BTreeMap<&str, u64> = BTreeMap::new();
     for stack in profile
         .stacks
@@ -169,14 +205,19 @@ fn completeness(profile: &Profile, style: Style) -> String {
     {
         *cut.entry(stack.end.name()).or_default() += stack.count;
     }
-    let line = style.paint(tone, &line);
-    match by_count(
+    let reasons = by_count(
         cut.into_iter()
             .map(|(name, count)| (text::words(name), count)),
-    ) {
-        reasons if reasons.is_empty() => line,
-        reasons => format!("{line}; cut: {reasons}"),
+    );
+    if reasons.is_empty() {
+        return options.note(&share, tone);
     }
+    // The share stands at the start of the first line.
+    let mut lines = wrap(&format!("{share}; cut: {reasons}"), options.notes);
+    if let Some(first) = lines.first_mut() {
+        *first = first.replacen(&share, &options.style.paint(tone, &share), 1);
+    }
+    lines
 }
 
 /// `no row 4, read fault 1`: most first.
@@ -191,7 +232,7 @@ fn by_count(items: impl Iterator<Item = (String, u64)>) -> String {
 }
 
 /// How many frames have no name, why, and what helps when they are many.
-fn unnamed(profile: &Profile, style: Style) -> Vec<String> {
+fn unnamed(profile: &Profile, options: Options<'_>) -> Vec<String> {
     let mut all = 0;
     let mut reasons: BTreeMap<Unnamed, u64> = BTreeMap::new();
     let mut modules: BTreeMap<(Unnamed, &str), u64> = BTreeMap::new();
@@ -219,10 +260,11 @@ fn unnamed(profile: &Profile, style: Style) -> Vec<String> {
             .iter()
             .map(|(reason, count)| (text::unnamed_reason(*reason).to_owned(), *count)),
     );
-    let mut lines = vec![format!("frames without a name {percent:.1} %: {counts}")];
+    let line = format!("frames without a name {percent:.1} %: {counts}");
+    let mut lines = options.note(&line, Tone::Normal);
     if percent > HINT_PERCENT {
         let hint = format!("hint: {}", hint(reason, &escape::plain(module), profile));
-        lines.push(style.paint(Tone::Warn, &hint));
+        lines.extend(options.note(&hint, Tone::Warn));
     }
     lines
 }
@@ -258,7 +300,7 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
 }
 
 /// What the sum cannot show: ticks that never came, and counts that are no lost samples.
-fn beyond_the_sum(profile: &Profile) -> Vec<String> {
+fn beyond_the_sum(profile: &Profile) -> Option<String> {
     let accounting = &profile.accounting;
     let mut parts = Vec::new();
     let missing = accounting.expected_ticks.saturating_sub(accounting.ticks);
@@ -282,10 +324,7 @@ fn beyond_the_sum(profile: &Profile) -> Vec<String> {
     for (cause, count) in accounting.notes.iter().filter(|(_, count)| **count > 0) {
         parts.push(format!("{} {count}", escape::plain(cause)));
     }
-    if parts.is_empty() {
-        return Vec::new();
-    }
-    vec![format!("also: {}", parts.join(", "))]
+    (!parts.is_empty()).then(|| format!("also: {}", parts.join(", ")))
 }
 
 /// `agent took 0.02 s CPU, 21 MB at its peak, 1830 ns per sample in the kernel`
@@ -307,12 +346,14 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use super::*;
     use crate::output::fixture;
+    use crate::profile::Accounting;
     use agent_ebpf::End;
 
     fn options(style: Style, width: usize) -> Options<'static> {
         Options {
             style,
             width,
+            notes: width,
             files: &[],
         }
     }
@@ -344,7 +385,7 @@ mod tests {
         let mut profile = fixture::profile();
         let long = fixture::user("lib.so", &"std::collections::".repeat(30), 9);
         fixture::push(&mut profile, &[long], End::Root, 500);
-        for width in 80..=200 {
+        for width in 40..=200 {
             for line in render(&profile, options(Style::Plain, width)).lines() {
                 assert!(escape::width(line) <= width, "{width}: {line}");
             }
@@ -373,6 +414,31 @@ mod tests {
         assert!(show(&profile).contains("--perf-basic-prof"));
         fixture::push(&mut profile, &[fixture::user("m", "f", 2)], End::Root, 90);
         assert!(!show(&profile).contains("hint"));
+    }
+
+    #[test]
+    fn notes_go_on_in_the_next_line() {
+        assert_eq!(wrap("one two three", 7), ["one two", "  three"]);
+        assert_eq!(wrap("one two three", 5), ["one", "  two", "  three"]);
+        assert_eq!(wrap("muchtoolong x", 5), ["muchtoolong", "  x"]);
+        assert_eq!(wrap("one two", usize::MAX), ["one two"]);
+        let text = render(&fixture::profile(), options(Style::Plain, 40));
+        let joined = text.replace("\n  ", " ");
+        assert!(
+            joined.contains("agent took 0.02 s CPU, 22 MB at its peak, 1830 ns"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_never_ticked_is_no_idle_target() {
+        let mut profile = fixture::empty();
+        profile.accounting = Accounting::default();
+        let text = render(&profile, options(Style::Plain, 80));
+        assert!(
+            text.contains("raise --frequency") && !text.contains("idle or gone"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -262,23 +262,33 @@ impl Net {
             });
         }
         if let Ok(address) = text.parse::<SocketAddr>() {
-            return Some(Self::of(address.ip(), u32::MAX, Some(address.port())));
+            return Self::of(address.ip(), None, Some(address.port()));
         }
         if let Some((address, bits)) = text.split_once('/') {
-            return Some(Self::of(address.parse().ok()?, bits.parse().ok()?, None));
+            return Self::of(address.parse().ok()?, Some(bits.parse().ok()?), None);
         }
         let bare = text
             .strip_prefix('[')
             .and_then(|text| text.strip_suffix(']'))
             .unwrap_or(text);
-        Some(Self::of(bare.parse().ok()?, u32::MAX, None))
+        Self::of(bare.parse().ok()?, None, None)
     }
 
-    fn of(address: IpAddr, bits: u32, port: Option<u16>) -> Self {
-        Self {
-            prefix: Some((address.to_canonical(), bits)),
+    /// `None` for more bits than the address has; without a number, all of them.
+    fn of(address: IpAddr, bits: Option<u32>, port: Option<u16>) -> Option<Self> {
+        let canonical = address.to_canonical();
+        let width = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
+        // Of a mapped address (::ffff:10.0.0.1) the last 32 bits are meant.
+        let mapped = width(address) - width(canonical);
+        let bits = match bits {
+            Some(bits) if bits > width(address) => return None,
+            Some(bits) => bits.checked_sub(mapped)?,
+            None => width(canonical),
+        };
+        Some(Self {
+            prefix: Some((canonical, bits)),
             port,
-        }
+        })
     }
 
     fn holds(&self, address: &SocketAddr) -> bool {
