@@ -140,21 +140,6 @@ fn the_exit_code_is_that_of_the_command() {
 }
 
 #[test]
-fn nothing_that_failed_is_said() {
-    let idle = Target::spawn("idle", &[]);
-    let finished = Agent::syscalls()
-        .args(["--pid", &idle.pid().to_string(), "--duration", "300ms"])
-        .args(["--errno", "EXDEV", "-o", "r.json"])
-        .run();
-    assert_eq!(finished.code(), Some(3), "{}", finished.stderr());
-    assert!(
-        finished.stdout().contains("no system call failed"),
-        "{}",
-        finished.stdout()
-    );
-}
-
-#[test]
 fn ctrl_c_ends_the_run_with_its_results() {
     let _alone = alone();
     let target = Target::run(Command::new(program("sys_flood")).args(["60", "1000000000"]));
