@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::{
-    Agent, ENOUGH, FREQUENCY, LIFE, Stack, Target, agent_binary, alone, eventually, in_vm,
-    patience, program,
+    Agent, ENOUGH, FREQUENCY, LIFE, Stack, Target, agent_binary, alone, eventually, host_only,
+    in_vm, patience, program,
 };
 
 #[test]
@@ -125,24 +125,23 @@ fn threads_that_start_and_end() {
 /// Programs that live for a millisecond each, more of them than the agent may have open files.
 #[test]
 fn a_storm_of_short_programs_is_followed() {
+    if host_only("the machines' only shell is a busybox without unwind tables") {
+        return;
+    }
     let _alone = alone();
-    let count = if in_vm() { 100 } else { 1000 };
-    let script = format!("i=0; while [ $i -lt {count} ]; do /bin/true; i=$((i+1)); done");
-    let arguments = ["--frequency", "999", "-o", "profile.json", "--children"];
+    let script = "i=0; while [ $i -lt 1000 ]; do /bin/true; i=$((i+1)); done";
     let limit = ["prlimit", "--nofile=128:128"];
-    let limit: &[&str] = if in_vm() { &[] } else { &limit };
-    let finished = Agent::under(limit, &agent_binary())
-        .args(arguments)
-        .args(["--", "/bin/sh", "-c", &script])
+    let finished = Agent::under(&limit, &agent_binary())
+        .args(["--frequency", "999", "-o", "profile.json", "--children"])
+        .args(["--", "/bin/sh", "-c", script])
         .run();
     assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
     let profile = finished.profile();
     let all = profile.samples();
     let complete = profile.count(Stack::is_complete);
-    let least = if in_vm() { 0.8 } else { 0.97 };
     assert!(all > 100, "{}", profile.explain());
     assert!(
-        complete as f64 >= least * all as f64,
+        complete as f64 >= 0.97 * all as f64,
         "{}",
         profile.explain()
     );
@@ -211,16 +210,17 @@ fn an_interrupt_keeps_what_was_seen() {
     let target = Target::spawn("split", &[]);
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let running = Agent::timed(target.pid(), 600.0)
-            .args(["-o", "flame.svg"])
+            .args(["-v", "-o", "flame.svg"])
             .start();
-        std::thread::sleep(std::time::Duration::from_secs(3));
+        running.await_said("sampling by");
+        std::thread::sleep(std::time::Duration::from_secs(2));
         running.signal(signal);
         let finished = running.wait();
         assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
         let profile = finished.profile();
         profile.assert_complete(ENOUGH);
         assert_eq!(profile.facts.ended, "interrupted");
-        assert!(profile.facts.duration_seconds < patience(3.0).as_secs_f64());
+        assert!(profile.facts.duration_seconds < patience(4.0).as_secs_f64());
         assert!(
             crate::outputs::titles(&finished.text("flame.svg"))
                 .iter()

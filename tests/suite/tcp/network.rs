@@ -63,10 +63,12 @@ fn a_delay_of_the_network_is_the_peers_and_not_the_services() {
         // The request is delayed, and the answer too; an emulated machine's timers are late.
         let moved = delayed - peer;
         assert!(
-            (2.0 * delay..2.0 * delay + 15.0).contains(&moved),
+            (2.0 * delay - 5.0..2.0 * delay + 15.0).contains(&moved),
             "{moved}: {found:?}"
         );
-        assert!((moved - (seen - truth)).abs() <= 5.0, "{moved}: {found:?}");
+        // What the client waits for is more than the peer's part, by what the machine itself takes.
+        assert!(*delayed <= seen + 0.1, "{found:?}");
+        assert!((moved - (seen - truth)).abs() <= 15.0, "{moved}: {found:?}");
         assert!((served - service).abs() <= 2.0, "{found:?}");
     }
 }
