@@ -1,5 +1,6 @@
 //! Reads the arguments of a failing call: the saved registers still hold them at its exit.
 
+use agent_ebpf::connection::Ends;
 use agent_ebpf::failure::{
     ADDRESS_BYTES, CallRecord, PATH_BYTES, PLACE_COMPONENTS, TEXT_BYTES, call, shape,
 };
@@ -11,12 +12,16 @@ use aya_ebpf::helpers::generated::{
 use crate::emit::{self, Wake};
 use crate::maps::{CALL, CallScratch, NAME_BYTES, Walk, config};
 use crate::process::{read_u32, read_u64};
+use crate::sock;
 use crate::stack::{mask, mix};
 
 /// "The working directory" (linux/fcntl.h).
 const AT_FDCWD: i32 = -100;
 /// The file flag that decides whether `EAGAIN` is to be expected (asm-generic/fcntl.h).
 const O_NONBLOCK: u32 = 0o4000;
+/// The type of a file, and that of a socket (linux/stat.h).
+const S_IFMT: u32 = 0o17_0000;
+const S_IFSOCK: u32 = 0o14_0000;
 /// Most bytes of two paths.
 const PATHS_BYTES: u64 = 2 * PATH_BYTES as u64;
 
@@ -57,7 +62,8 @@ pub fn read(scratch: &mut CallScratch) -> u64 {
         && value(&scratch.record, index) != 0
     {
         address(scratch, index);
-        hash = descriptor(scratch, hash);
+        // The address tells calls apart, and not the socket: each connection has one of its own.
+        hash = mix(hash, nonblocking(scratch));
     } else {
         hash = descriptor(scratch, hash);
     }
@@ -120,10 +126,16 @@ fn paths(scratch: &mut CallScratch, index: u32) -> u64 {
 fn string(scratch: &mut CallScratch, at: u32, address: u64) -> u32 {
     let at = mask::<8191>(at as u64);
     // SAFETY: PATH_BYTES fit after whatever the mask lets through; the helper checks the address.
-    let length = unsafe {
-        let to = scratch.text.as_mut_ptr().add(at);
-        bpf_probe_read_user_str(to.cast(), PATH_BYTES as u32, address as *const _)
-    };
+    let to = unsafe { scratch.text.as_mut_ptr().add(at) };
+    // SAFETY: as above.
+    let length =
+        unsafe { bpf_probe_read_user_str(to.cast(), PATH_BYTES as u32, address as *const _) };
+    if length == 0 {
+        // Kernels before 6.2 say so of an empty string, and write nothing.
+        // SAFETY: as above.
+        unsafe { to.write_volatile(0) };
+        return 1;
+    }
     if length < 0 || length > PATH_BYTES as i64 {
         0
     } else {
@@ -186,11 +198,21 @@ fn descriptor(scratch: &mut CallScratch, hash: u64) -> u64 {
     scratch.record.flags |= call::OPEN;
     scratch.record.inode = read_u64(inode, config::inode_number());
     scratch.record.mode = read_u32(inode, config::inode_mode()) & 0xffff;
-    scratch.record.file_flags = read_u32(file, config::file_flags());
-    mix(
-        mix(hash, scratch.record.inode),
-        (scratch.record.file_flags & O_NONBLOCK) as u64,
-    )
+    mix(mix(hash, scratch.record.inode), nonblocking(scratch))
+}
+
+/// Puts down the flags of the file behind the descriptor; the result is one of them, 0 where it is
+/// not set or the descriptor not open.
+#[inline(always)]
+fn nonblocking(scratch: &mut CallScratch) -> u64 {
+    let Some(index) = shape::index(scratch.record.shape, shape::FD) else {
+        return 0;
+    };
+    let file = file(value(&scratch.record, index) as i32);
+    if file != 0 {
+        scratch.record.file_flags = read_u32(file, config::file_flags());
+    }
+    (scratch.record.file_flags & O_NONBLOCK) as u64
 }
 
 /// The current task's open file; 0 where the descriptor is not open.
@@ -247,10 +269,15 @@ pub fn send(scratch: &mut CallScratch) -> bool {
     } else if scratch.record.flags & call::OPEN != 0
         && let Some(index) = shape::index(shape, shape::FD)
     {
-        let fd = value(&scratch.record, index) as i32;
-        let (length, whole) = path(scratch, file(fd) + config::file_path() as u64);
-        scratch.record.third = length;
-        scratch.record.flags |= if whole { 0 } else { call::DEEP };
+        let file = file(value(&scratch.record, index) as i32);
+        if scratch.record.mode & S_IFMT == S_IFSOCK {
+            socket(scratch, file);
+        } else {
+            let (length, whole) = path(scratch, file + config::file_path() as u64);
+            scratch.record.third = length;
+            scratch.record.flags |= if whole { 0 } else { call::DEEP };
+            scratch.record.flags |= if is_deleted(file) { call::DELETED } else { 0 };
+        }
     }
     if scratch.record.flags & call::RELATIVE2 != 0 {
         let directory = shape::index(shape, shape::DIRECTORY2);
@@ -268,6 +295,30 @@ pub fn send(scratch: &mut CallScratch) -> bool {
     let size = mask::<16383>(size_of::<CallRecord>() as u64 + length) as u64;
     // SAFETY: the text follows the record and holds more than the mask lets through.
     unsafe { emit::output(&raw const scratch.record, size, wake) }
+}
+
+/// Appends the ends of a socket.
+#[inline(always)]
+fn socket(scratch: &mut CallScratch, file: u64) {
+    let socket = read_u64(file, config::file_private_data());
+    let ends = sock::ends(read_u64(socket, config::socket_sk()));
+    let at = mask::<16383>(scratch.at);
+    // SAFETY: the text is longer than the mask allows by more than the ends.
+    unsafe {
+        let to = scratch.text.as_mut_ptr().add(at);
+        to.cast::<Ends>().write_unaligned(ends);
+    }
+    scratch.at += size_of::<Ends>() as u64;
+    scratch.record.third = size_of::<Ends>() as u32;
+    scratch.record.flags |= call::SOCKET;
+}
+
+/// Whether an open file has no name any more (`d_unlinked`, linux/dcache.h).
+#[inline(always)]
+fn is_deleted(file: u64) -> bool {
+    let dentry = read_u64(file, config::file_path() + config::path_dentry());
+    read_u64(dentry, config::dentry_hash()) == 0
+        && read_u64(dentry, config::dentry_parent()) != dentry
 }
 
 /// Appends the path of the directory that an argument names, or of the working directory.

@@ -25,6 +25,21 @@ pub mod flag {
     pub const SHARED: u32 = 2;
 }
 
+/// The two ends of an internet socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// Address family: `AF_INET`, `AF_INET6` or another, of which nothing else is known.
+    pub family: u32,
+    /// Local port in the upper 16 bits, remote port in the lower.
+    pub ports: u32,
+    /// Local address in network order; an IPv4 one in the first four bytes.
+    pub local: [u64; 2],
+    /// Remote address, as above.
+    pub remote: [u64; 2],
+}
+const _: () = assert!(size_of::<Ends>() == 40);
+
 /// Value of the `CONNECTIONS` map; the key is the address of the kernel's socket.
 ///
 /// Times are nanoseconds of `CLOCK_MONOTONIC`.

@@ -139,6 +139,10 @@ pub mod call {
     pub const DEEP: u32 = 32;
     /// The second place is.
     pub const DEEP2: u32 = 64;
+    /// The descriptor's file has been deleted.
+    pub const DELETED: u32 = 128;
+    /// The descriptor is a socket: its place is [`crate::connection::Ends`].
+    pub const SOCKET: u32 = 256;
 }
 
 /// An argument seen for the first time, followed by four texts: the paths, each with its final

@@ -306,6 +306,8 @@ pub mod config {
         DENTRY_PARENT, dentry_parent: u32;
         /// `dentry.d_name` and `qstr.name`, together.
         DENTRY_NAME, dentry_name: u32;
+        /// `dentry.d_hash` and `hlist_bl_node.pprev`, together.
+        DENTRY_HASH, dentry_hash: u32;
         /// `vfsmount.mnt_root`.
         MNT_ROOT, mnt_root: u32;
         /// `mount.mnt`.

@@ -1,6 +1,6 @@
 //! Reads the kernel's sockets: every offset comes from the kernel's own BTF (`maps::config`).
 
-use agent_ebpf::connection::{Connection, Metrics, Report, role, what};
+use agent_ebpf::connection::{Connection, Ends, Metrics, Report, role, what};
 use agent_ebpf::record;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -57,21 +57,38 @@ pub fn listener_key(sock: u64) -> u64 {
 /// Puts down who talks to whom.
 #[inline(always)]
 pub fn addresses(sock: u64, connection: &mut Connection) {
+    let ends = ends(sock);
+    connection.family = ends.family;
+    connection.ports = ends.ports;
+    connection.local = ends.local;
+    connection.remote = ends.remote;
+}
+
+/// Who talks to whom.
+#[inline(always)]
+pub fn ends(sock: u64) -> Ends {
     let family: u16 = read(sock, config::skc_family());
-    connection.family = family as u32;
+    let mut ends = Ends {
+        family: family as u32,
+        ..Ends::default()
+    };
+    if family != AF_INET && family != AF_INET6 {
+        return ends;
+    }
     // The port of `skc_num` goes when the socket closes.
     let local = u16::from_be(read(sock, config::inet_sport()));
     let remote = u16::from_be(read(sock, config::skc_dport()));
-    connection.ports = (local as u32) << 16 | remote as u32;
+    ends.ports = (local as u32) << 16 | remote as u32;
     if family == AF_INET6 {
-        connection.local[0] = read(sock, config::skc_v6_rcv_saddr());
-        connection.local[1] = read(sock, config::skc_v6_rcv_saddr() + 8);
-        connection.remote[0] = read(sock, config::skc_v6_daddr());
-        connection.remote[1] = read(sock, config::skc_v6_daddr() + 8);
+        ends.local[0] = read(sock, config::skc_v6_rcv_saddr());
+        ends.local[1] = read(sock, config::skc_v6_rcv_saddr() + 8);
+        ends.remote[0] = read(sock, config::skc_v6_daddr());
+        ends.remote[1] = read(sock, config::skc_v6_daddr() + 8);
     } else {
-        connection.local[0] = read::<u32>(sock, config::skc_rcv_saddr()) as u64;
-        connection.remote[0] = read::<u32>(sock, config::skc_daddr()) as u64;
+        ends.local[0] = read::<u32>(sock, config::skc_rcv_saddr()) as u64;
+        ends.remote[0] = read::<u32>(sock, config::skc_daddr()) as u64;
     }
+    ends
 }
 
 /// Who opened the connection, from the kernel's own counters.

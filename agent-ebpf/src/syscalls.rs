@@ -5,11 +5,15 @@
 
 use agent_ebpf::failure::{Argument, Loss, Part, Row, bucket, row, shape};
 use agent_ebpf::{SampleRecord, StackRecord, record, slot};
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
-use aya_ebpf::macros::raw_tracepoint;
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
+    bpf_task_pt_regs,
+};
+use aya_ebpf::macros::{raw_tracepoint, tracepoint};
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 
 use crate::maps::{
     ARGUMENTS, BUCKETS, CALL, CALLS, CallScratch, ROWS, SEEN, SHAPES, STACK_COUNTS, STARTS,
@@ -61,18 +65,47 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
 /// `sys_exit(regs, result)`.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
-    let errno = ctx.arg::<u64>(1).wrapping_neg();
+    exited(ctx.arg::<u64>(1), || ctx.arg::<u64>(0));
+    0
+}
+
+/// Place of the result in the event `raw_syscalls:sys_exit`, which begins with 8 bytes of its own
+/// and the number (`struct trace_event_raw_sys_exit`).
+const EVENT_RESULT: usize = 16;
+
+/// The same as [`syscall_exit`], at the perf event of the tracepoint: for kernels that preempt raw
+/// tracepoint programs (7.0).
+#[tracepoint]
+pub fn syscall_exit_event(ctx: TracePointContext) -> u32 {
+    // SAFETY: the verifier knows the event's size.
+    let result = unsafe {
+        ctx.as_ptr()
+            .byte_add(EVENT_RESULT)
+            .cast::<u64>()
+            .read_volatile()
+    };
+    // SAFETY: the helpers have no preconditions.
+    exited(result, || unsafe {
+        bpf_task_pt_regs(bpf_get_current_task_btf()) as u64
+    });
+    0
+}
+
+/// Looks at a call's end. `regs`: the address of the saved registers.
+#[inline(always)]
+fn exited(result: u64, regs: impl FnOnce() -> u64) {
+    let errno = result.wrapping_neg();
     let failed = errno.wrapping_sub(1) < MAX_ERRNO;
     if !failed && config::syscall_times() == 0 {
-        return 0;
+        return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     // SAFETY: the value is copied at once; an update replaces it whole.
     let Some(table) = (unsafe { TARGETS.get(tgid) }).map(|target| target.table) else {
-        return 0;
+        return;
     };
-    let regs: u64 = ctx.arg::<u64>(0);
+    let regs = regs();
     let mut ns = 0;
     if config::syscall_times() != 0 {
         ns = time(pid_tgid as u32);
@@ -81,7 +114,6 @@ pub fn syscall_exit(ctx: RawTracePointContext) -> i32 {
     if failed {
         failure(regs, errno as u16, tgid, table, ns);
     }
-    0
 }
 
 /// How long the call took; 0 where its beginning was not seen.

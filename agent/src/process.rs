@@ -4,6 +4,7 @@
 pub mod descriptor;
 pub mod library;
 mod own;
+pub mod priority;
 pub mod privilege;
 pub mod regular;
 mod root;

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::profile::TargetFacts;
 
-/// Arguments shown of each row.
+/// Arguments shown of each row, where nothing else is asked for.
 pub const SHOWN_ARGUMENTS: usize = 5;
 
 /// What was seen until one moment.
@@ -59,7 +59,7 @@ pub struct Failure {
     pub first_s: f64,
     /// Time of the last.
     pub last_s: f64,
-    /// The most frequent arguments, at most [`SHOWN_ARGUMENTS`]; those that are not benign first.
+    /// The most frequent arguments, as many as asked for; those that are not benign first.
     pub args: Vec<Counted>,
     /// Failures with other arguments, or with ones that were not kept.
     pub other_args: u64,

@@ -100,12 +100,16 @@ impl Times {
         self.read_delay.add(request.read_delay);
     }
 
-    /// Corrects the send part of a request that was added before.
-    fn lengthen(&mut self, before: Request, after: Request) {
-        if self.total.remove(before.total()) && self.send.remove(before.send) {
+    /// Corrects the send part of a request that was added before; false if it is not among these.
+    fn lengthen(&mut self, before: Request, after: Request) -> bool {
+        let found = self.total.holds(before.total()) && self.send.holds(before.send);
+        if found {
+            self.total.remove(before.total());
+            self.send.remove(before.send);
             self.total.add(after.total());
             self.send.add(after.send);
         }
+        found
     }
 
     fn merge(&mut self, other: &Self) {
@@ -166,8 +170,9 @@ impl Entry {
                 && last == number
                 && before != request
             {
-                self.window.lengthen(before, request);
-                self.past.lengthen(before, request);
+                if !self.window.lengthen(before, request) {
+                    self.past.lengthen(before, request);
+                }
                 self.last = Some((number, request));
             }
         }
@@ -355,8 +360,10 @@ impl Connections {
         let folded = self.folded.entry(remote_key(connection)).or_default();
         folded.connections += 1;
         folded.resets += u64::from(connection.resets_sent) + u64::from(connection.resets_received);
-        folded.times.merge(&entry.past);
-        folded.times.merge(&entry.window);
+        if !Entry::overlapped(report) {
+            folded.times.merge(&entry.past);
+            folded.times.merge(&entry.window);
+        }
         self.unlisted += 1;
     }
 }

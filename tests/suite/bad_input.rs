@@ -121,6 +121,9 @@ fn no_privilege_at_all() {
         .run();
     // The missing capability and the command that works.
     finished.assert_refused(FAILED, &["CAP_BPF", "CAP_PERFMON", "sudo"]);
+    let agent = Agent::subcommand("syscalls", &[], &binary).without_privilege();
+    let finished = agent.args(["--pid", &target.pid().to_string()]).run();
+    finished.assert_refused(FAILED, &["CAP_BPF", "CAP_PERFMON", "sudo"]);
 }
 
 #[test]

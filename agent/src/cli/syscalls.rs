@@ -1,6 +1,6 @@
 //! `agent syscalls`: runs what the specification says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -41,11 +41,13 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         latency: spec.latency,
         syscalls: spec.syscalls.clone(),
         errnos: spec.errnos.clone(),
+        arguments: spec.arguments,
     };
     let needs = Needs {
         stacks: spec.stacks,
-        // Stacks of code not known yet come with their memory.
-        ring_bytes: if spec.stacks { 4 << 20 } else { 0 },
+        // Thousands of arguments may be new at once; stacks of code not known yet come with their
+        // memory.
+        ring_bytes: 4 << 20,
         globals: options.globals(&kernel)?,
         unused_maps: vec![options.unused_maps(), tcp::MAPS],
         ..Needs::default()
@@ -66,7 +68,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     let command = subjects.finish(ended);
     let report = view.report(&session, true);
     let shown = view.finish(&report);
-    let profile = view.profile(&session, started, ended);
+    let profile = view.profile(&session, &report, started, ended);
     let mut written = Ok(());
     for (destination, format) in files {
         let result =
@@ -247,9 +249,20 @@ impl View {
         Ok(std::mem::take(&mut self.stdout).finish()?)
     }
 
-    /// The stacks, each with the failure as its leaf, as a profile of failures.
-    fn profile(&mut self, session: &Attached, started: u64, ended: Ended) -> Profile {
+    /// The stacks of the report's rows, each with the failure as its leaf, as a profile of failures.
+    fn profile(
+        &mut self,
+        session: &Attached,
+        report: &Report,
+        started: u64,
+        ended: Ended,
+    ) -> Profile {
         let mut profile = std::mem::take(&mut self.named);
+        let shown: HashSet<String> = report
+            .errors
+            .iter()
+            .map(|row| format!("{}:{}", row.syscall, row.errno))
+            .collect();
         let list = session.targets().list();
         for (row, hash, count) in self.failures.stack_counts() {
             let (Some((process, end)), Some(frames)) =
@@ -260,6 +273,9 @@ impl View {
             let Some(tracked) = list.get(process) else {
                 continue;
             };
+            if !shown.contains(&failure_name(row)) {
+                continue;
+            }
             let leaf = profile.intern(leaf(row));
             profile.stacks.push(Stack {
                 pid: tracked.pid,
@@ -272,13 +288,18 @@ impl View {
             });
         }
         let emitted = profile.samples();
+        let without = report.failures().saturating_sub(emitted);
         profile.accounting = Accounting {
-            ticks: emitted,
+            ticks: emitted + without,
             emitted,
+            lost: BTreeMap::from([("stack_not_kept", without)]),
             ..Accounting::default()
         };
         profile.facts = Facts {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            command_line: std::env::args_os()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
             kernel: session.kernel().name.clone(),
             event: "failed system calls".to_owned(),
             cpus: session.kernel().cpus.len() as u32,
@@ -304,20 +325,21 @@ fn names(named: &Profile, frames: Option<&Vec<FrameId>>) -> Vec<String> {
         .collect()
 }
 
-/// `openat:ENOENT`, as a frame.
-fn leaf(row: u64) -> Frame {
+/// `openat:ENOENT`.
+fn failure_name(row: u64) -> String {
     let (number, errno) = (
         agent_ebpf::failure::row::number(row),
         agent_ebpf::failure::row::errno(row),
     );
+    format!("{}:{}", name::of_syscall(number), name::of_errno(errno))
+}
+
+/// The failure as a frame.
+fn leaf(row: u64) -> Frame {
     Frame {
         space: Space::User,
         module: Some("[syscall]".to_owned()),
-        function: Some(format!(
-            "{}:{}",
-            name::of_syscall(number),
-            name::of_errno(errno)
-        )),
+        function: Some(failure_name(row)),
         file: None,
         line: None,
         inlined: false,

@@ -11,6 +11,7 @@ use super::args::TargetArgs;
 use super::destination::Target;
 use super::spec::{SpecError, TargetSpec, parse_duration};
 use crate::output::{self, escape};
+use crate::syscalls::SHOWN_ARGUMENTS;
 use crate::syscalls::name::{self, NameError};
 
 /// Arguments of `agent syscalls`.
@@ -43,6 +44,9 @@ pub struct SyscallsArgs {
     /// Count by the stack of functions that made the call
     #[arg(long)]
     pub stacks: bool,
+    /// Arguments shown of each row, the most frequent first
+    #[arg(long, value_name = "N", default_value_t = SHOWN_ARGUMENTS)]
+    pub args: usize,
     /// Leave out failures that are part of normal work
     #[arg(long)]
     pub hide_benign: bool,
@@ -90,6 +94,8 @@ pub struct SyscallsSpec {
     pub latency: bool,
     /// Whether stacks are taken.
     pub stacks: bool,
+    /// Arguments shown of each row.
+    pub arguments: usize,
     /// Whether benign failures are left out.
     pub hide_benign: bool,
     /// What to print.
@@ -124,6 +130,7 @@ impl SyscallsArgs {
                 .collect::<Result<_, _>>()?,
             latency: self.latency,
             stacks: self.stacks || graph,
+            arguments: self.args,
             hide_benign: self.hide_benign,
             stream: stream(&self.format)?,
             files,
@@ -211,6 +218,7 @@ mod tests {
             (spec.stream, spec.stacks, spec.latency),
             (Stream::Table, false, false)
         );
+        assert_eq!(spec.arguments, 5);
         assert!(spec.errnos.is_empty() && spec.syscalls.is_empty() && spec.files.is_empty());
     }
 

@@ -58,6 +58,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
         comm,
         begin: Instant::now(),
         shown: Duration::ZERO,
+        skipped: 0,
     };
     subjects.release()?;
     let connections = std::cell::RefCell::new(connections);
@@ -101,6 +102,8 @@ struct Watch<'a> {
     begin: Instant,
     /// When the last interval was shown, since the begin.
     shown: Duration,
+    /// Runs of the programs that the kernel skipped, which it forgets with them.
+    skipped: u64,
 }
 
 impl Watch<'_> {
@@ -114,6 +117,7 @@ impl Watch<'_> {
         self.probe.look(session, connections)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
         connections.take_waiting();
+        self.skipped = session.recursion_misses();
         let span = Span::Interval((elapsed - self.shown).as_secs_f64());
         if show.wants_intervals() {
             show.put(&self.view(session, connections, span))?;
@@ -131,6 +135,7 @@ impl Watch<'_> {
         show: &mut Show,
     ) -> anyhow::Result<bool> {
         connections.end(process::monotonic_ns());
+        self.skipped = session.recursion_misses();
         probe::detach(session)?;
         session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
         self.probe.last_look(session, connections)?;
@@ -178,17 +183,18 @@ impl Watch<'_> {
             left_out,
             sums: connections.sums(span),
             failed: connections.failed(),
-            losses: losses(session, connections),
+            losses: self.losses(session, connections),
         }
     }
-}
 
-fn losses(session: &Attached, connections: &Connections) -> BTreeMap<&'static str, u64> {
-    let counters = session.counters();
-    let kernel = LOSSES.map(|counter| (counter.name(), counters.get(counter)));
-    let mut losses: BTreeMap<_, _> = kernel.into_iter().chain(connections.losses()).collect();
-    *losses.entry(Counter::LostConnection.name()).or_default() += connections.not_followed;
-    losses
+    fn losses(&self, session: &Attached, connections: &Connections) -> BTreeMap<&'static str, u64> {
+        let counters = session.counters();
+        let kernel = LOSSES.map(|counter| (counter.name(), counters.get(counter)));
+        let mut losses: BTreeMap<_, _> = kernel.into_iter().chain(connections.losses()).collect();
+        *losses.entry(Counter::LostConnection.name()).or_default() += connections.not_followed;
+        losses.insert("programs_skipped", self.skipped);
+        losses
+    }
 }
 
 /// Where the views go, and in what form.

@@ -42,7 +42,7 @@ fn header(profile: &Profile) -> String {
             super::escape::plain(&facts.kernel)
         ),
         text::sampled(profile),
-        text::accounting(&profile.accounting),
+        text::account(profile),
     ];
     if let Some(complete) = text::complete_percent(profile) {
         lines.push(format!(

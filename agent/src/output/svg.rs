@@ -50,6 +50,9 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title(profile);
     options.subtitle = Some(subtitle(profile));
+    if text::is_counted(profile) {
+        options.count_name = "failures".to_owned();
+    }
     options.palette_map = Some(&mut palette);
     options.bgcolors = Some(BackgroundColor::Flat(Color::new(0xf8, 0xf8, 0xf8)));
     options.min_width = MIN_WIDTH_PERCENT;
@@ -99,7 +102,12 @@ fn color(kind: Kind, name: &str) -> Color {
 }
 
 fn title(profile: &Profile) -> String {
-    let title = format!("CPU flame graph: {}", text::targets(profile));
+    let what = if text::is_counted(profile) {
+        format!("Flame graph of {}", escape::plain(&profile.facts.event))
+    } else {
+        "CPU flame graph".to_owned()
+    };
+    let title = format!("{what}: {}", text::targets(profile));
     escape::truncate_middle(&title, 100).into_owned()
 }
 
@@ -124,8 +132,11 @@ fn description(profile: &Profile) -> String {
     let facts = &profile.facts;
     let mut lines = vec![
         text::sampled(profile),
-        text::accounting(&profile.accounting),
-        format!("clock: {} on {} CPUs", facts.event, facts.cpus),
+        text::account(profile),
+        match text::is_counted(profile) {
+            true => format!("counted: {} on {} CPUs", facts.event, facts.cpus),
+            false => format!("clock: {} on {} CPUs", facts.event, facts.cpus),
+        },
         format!("command line: {}", facts.command_line.join(" ")),
         format!("ended: {}", facts.ended),
         format!("frames narrower than {MIN_WIDTH_PERCENT} % are not drawn"),
@@ -184,7 +195,7 @@ fn footer(profile: &Profile, top: usize) -> String {
         out,
         r#"<text id="accounting" x="10" y="{}">{}</text>"#,
         top + 34,
-        escape::xml(&text::accounting(&profile.accounting)),
+        escape::xml(&text::account(profile)),
     );
     out
 }
@@ -220,6 +231,7 @@ fn empty(profile: &Profile) -> String {
     let height = 100;
     let total = height + FOOTER;
     let message = match profile.accounting.lost_total() {
+        0 if text::is_counted(profile) => "nothing to count",
         0 => "no samples: the target was idle",
         _ => "no samples: all were lost",
     };

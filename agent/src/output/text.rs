@@ -235,9 +235,35 @@ pub fn unnamed_reason(reason: Unnamed) -> &'static str {
     }
 }
 
-/// `123 samples over 30.0 s at 99 Hz`.
+/// Whether it holds events that were all counted, and not samples of a clock.
+pub fn is_counted(profile: &Profile) -> bool {
+    profile.facts.frequency == 0
+}
+
+/// Where all ticks went, or all counted events.
+pub fn account(profile: &Profile) -> String {
+    let facts = &profile.accounting;
+    if !is_counted(profile) {
+        return accounting(facts);
+    }
+    let events = escape::plain(&profile.facts.event);
+    let (with, without) = (facts.emitted, facts.lost_total());
+    format!(
+        "{} {events} = {with} with their stack + {without} without",
+        facts.ticks
+    )
+}
+
+/// `123 samples over 30.0 s at 99 Hz`, `123 failed system calls over 30.0 s`.
 pub fn sampled(profile: &Profile) -> String {
     let samples = profile.samples();
+    if is_counted(profile) {
+        let events = escape::plain(&profile.facts.event);
+        return format!(
+            "{samples} {events} over {:.1} s",
+            profile.facts.duration_seconds
+        );
+    }
     let plural = if samples == 1 { "" } else { "s" };
     format!(
         "{samples} sample{plural} over {:.1} s at {} Hz",

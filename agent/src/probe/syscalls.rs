@@ -4,16 +4,21 @@ mod arguments;
 mod snapshot;
 
 use std::collections::HashMap;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd};
 
 use agent_ebpf::failure::{Loss, MAX_NUMBERS, shape};
 use agent_ebpf::{End, record};
+use aya::Ebpf;
 use aya::maps::{Array, HashMap as BpfMap, MapData, PerCpuArray, PerCpuHashMap};
+use aya::programs::TracePoint;
 
 use super::cpu::RawStack;
 use crate::preflight::{self, Kernel};
 use crate::process;
 use crate::profile::TargetFacts;
 use crate::session::target::{Targets, Tracked};
+use crate::session::tracepoint::Tracepoint;
 use crate::session::{Attached, Error, attach_raw_tracepoint, program_mut, take};
 use crate::syscalls::table::{self, Spec};
 use arguments::Known;
@@ -29,6 +34,8 @@ pub struct Options {
     pub syscalls: Vec<u32>,
     /// Errors that are wanted; empty for all.
     pub errnos: Vec<u16>,
+    /// Arguments that each row of a report has at most.
+    pub arguments: usize,
 }
 
 /// Fields of kernel structures that the programs need, for [`Kernel::probe_with`].
@@ -44,6 +51,8 @@ pub const FIELDS: &[&str] = &[
     "dentry.d_parent",
     "dentry.d_name",
     "qstr.name",
+    "dentry.d_hash",
+    "hlist_bl_node.pprev",
     "vfsmount.mnt_root",
     "mount.mnt",
     "mount.mnt_parent",
@@ -56,6 +65,15 @@ pub const FIELDS: &[&str] = &[
     "file.f_flags",
     "inode.i_ino",
     "inode.i_mode",
+    "file.private_data",
+    "socket.sk",
+    "sock_common.skc_family",
+    "sock_common.skc_dport",
+    "sock_common.skc_daddr",
+    "sock_common.skc_rcv_saddr",
+    "sock_common.skc_v6_daddr",
+    "sock_common.skc_v6_rcv_saddr",
+    "inet_sock.inet_sport",
 ];
 
 /// The maps that only this probe uses, for commands that do without it.
@@ -90,6 +108,10 @@ impl Options {
             ("PATH_DENTRY", of("path.dentry")?),
             ("DENTRY_PARENT", of("dentry.d_parent")?),
             ("DENTRY_NAME", of("dentry.d_name")? + of("qstr.name")?),
+            (
+                "DENTRY_HASH",
+                of("dentry.d_hash")? + of("hlist_bl_node.pprev")?,
+            ),
             ("MNT_ROOT", of("vfsmount.mnt_root")?),
             ("MOUNT_MNT", of("mount.mnt")?),
             ("MOUNT_PARENT", of("mount.mnt_parent")?),
@@ -102,6 +124,15 @@ impl Options {
             ("FILE_FLAGS", of("file.f_flags")?),
             ("INODE_NUMBER", of("inode.i_ino")?),
             ("INODE_MODE", of("inode.i_mode")?),
+            ("FILE_PRIVATE_DATA", of("file.private_data")?),
+            ("SOCKET_SK", of("socket.sk")?),
+            ("SKC_FAMILY", of("sock_common.skc_family")?),
+            ("SKC_DPORT", of("sock_common.skc_dport")?),
+            ("SKC_DADDR", of("sock_common.skc_daddr")?),
+            ("SKC_RCV_SADDR", of("sock_common.skc_rcv_saddr")?),
+            ("SKC_V6_DADDR", of("sock_common.skc_v6_daddr")?),
+            ("SKC_V6_RCV_SADDR", of("sock_common.skc_v6_rcv_saddr")?),
+            ("INET_SPORT", of("inet_sock.inet_sport")?),
         ])
     }
 
@@ -141,10 +172,12 @@ pub struct Failures {
     /// Records of the ring buffer that could not be read.
     pub undecoded: u64,
     skipped: u64,
+    event: Option<Tracepoint>,
     counted: HashMap<u64, u64>,
     counted_at: f64,
     started_ns: u64,
     latency: bool,
+    shown_arguments: usize,
     rows: PerCpuHashMap<MapData, u64, [u64; 7]>,
     arguments: BpfMap<MapData, u64, [u64; 3]>,
     stack_counts: BpfMap<MapData, [u64; 2], u64>,
@@ -159,6 +192,8 @@ pub struct Failures {
 /// When the kernel refuses a program.
 pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Error> {
     let specs = table::all(MAX_NUMBERS);
+    let preemptible = session.kernel().version >= PREEMPTIBLE;
+    let cpu = session.kernel().cpus.first().copied().unwrap_or(0);
     let ebpf = session.ebpf();
     let mut shapes: Array<MapData, u32> = take(ebpf, "SHAPES")?;
     for (number, shape) in options.shapes(&specs).into_iter().enumerate() {
@@ -172,16 +207,18 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
             .set(u32::from(errno), 1, 0)
             .map_err(|_| Error::Map("WANTED_ERRNOS"))?;
     }
-    let failures = Failures {
+    let mut failures = Failures {
         specs,
         known: HashMap::new(),
         stacks: HashMap::new(),
         undecoded: 0,
         skipped: 0,
+        event: None,
         counted: HashMap::new(),
         counted_at: 0.0,
         started_ns: process::monotonic_ns(),
         latency: options.latency,
+        shown_arguments: options.arguments,
         rows: take(ebpf, "ROWS")?,
         arguments: take(ebpf, "ARGUMENTS")?,
         stack_counts: take(ebpf, "STACK_COUNTS")?,
@@ -192,8 +229,36 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
     if options.latency {
         attach_raw_tracepoint(ebpf, "syscall_enter", "sys_enter")?;
     }
-    attach_raw_tracepoint(ebpf, "syscall_exit", "sys_exit")?;
+    failures.event = attach_exit(ebpf, preemptible.then_some(cpu))?;
     Ok(failures)
+}
+
+/// From this version on the kernel may preempt programs at raw tracepoints, and then skips them for
+/// other threads of that CPU. Those at perf events of tracepoints it does not preempt.
+const PREEMPTIBLE: (u32, u32) = (7, 0);
+/// The perf event of the tracepoint `sys_exit`.
+const EXIT_EVENT: &CStr = c"events/raw_syscalls/sys_exit/id";
+
+/// Attaches the hook at the exit of calls: to the perf event, opened on this CPU, or where there is
+/// none to the raw tracepoint.
+fn attach_exit(ebpf: &mut Ebpf, cpu: Option<u32>) -> Result<Option<Tracepoint>, Error> {
+    if let Some(cpu) = cpu {
+        let name = "syscall_exit_event";
+        let program: &mut TracePoint = program_mut(ebpf, name)?;
+        program.load().map_err(|source| Error::Program {
+            program: name,
+            source: Box::new(source),
+        })?;
+        if let Ok(fd) = program.fd()
+            && let Ok(event) = Tracepoint::attach(EXIT_EVENT, &fd.as_fd().as_raw_fd(), cpu)
+        {
+            return Ok(Some(event));
+        }
+        // Without the right to mount (CAP_SYS_ADMIN): what the kernel skips is counted.
+        let _ = program.unload();
+    }
+    attach_raw_tracepoint(ebpf, "syscall_exit", "sys_exit")?;
+    Ok(None)
 }
 
 /// Stops counting.
@@ -202,6 +267,7 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
 /// When the bytecode does not hold the programs.
 pub fn detach(session: &mut Attached, failures: &mut Failures) -> Result<(), Error> {
     failures.skipped = session.recursion_misses();
+    failures.event = None;
     for name in ["syscall_exit", "syscall_enter"] {
         let program: &mut aya::programs::RawTracePoint = program_mut(session.ebpf(), name)?;
         // Unloading drops the link; the entry hook is loaded only where calls are timed.

@@ -9,6 +9,7 @@ pub mod records;
 pub mod sideband;
 mod tables;
 pub mod target;
+pub mod tracepoint;
 mod watch;
 
 use std::collections::VecDeque;

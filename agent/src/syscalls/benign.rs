@@ -12,8 +12,6 @@ pub struct Facts<'a> {
     pub values: [u64; 6],
     /// Whether the file behind the descriptor has `O_NONBLOCK`.
     pub nonblocking: bool,
-    /// Type of the file behind the descriptor (`S_IF…`), 0 where there is none.
-    pub file_type: u32,
     /// Whether the path's file name is that of a library that is mapped or installed elsewhere.
     pub found: bool,
 }
@@ -131,7 +129,7 @@ fn search(syscall: &str, facts: &Facts<'_>) -> Option<&'static str> {
 }
 
 fn interpreter(path: &str, name: &str) -> Option<&'static str> {
-    let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+    let ends = |ends: &[&str]| ends.iter().any(|end| path.ends_with(end));
     let inside = |parts: &[&str]| parts.iter().any(|part| path.contains(part));
     let python = inside(&[
         "/site-packages/",
@@ -145,6 +143,7 @@ fn interpreter(path: &str, name: &str) -> Option<&'static str> {
         "pyvenv.cfg",
         "._pth",
         "pybuilddir.txt",
+        "/Modules/Setup.local",
     ]) || name.contains(".cpython-");
     let node = inside(&["/node_modules"]) || name == "package.json" || name.ends_with(".node");
     let others = inside(&["/perl5/", "/perl/", "/ruby/", "/lua/"])

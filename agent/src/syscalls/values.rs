@@ -91,7 +91,7 @@ impl Kind {
     }
 }
 
-/// `SIGTERM`, `SIGRTMIN+3`, or the number (signal(7)).
+/// `SIGTERM`, `SIGRT_3` for the fourth real-time signal of the kernel, or the number (signal(7)).
 fn signal(number: i32) -> String {
     const NAMES: [&str; 32] = [
         "0",

@@ -73,6 +73,11 @@ impl Histogram {
         self.max = self.max.max(value);
     }
 
+    /// Whether such a value was added, as far as the buckets tell.
+    pub fn holds(&self, value: u64) -> bool {
+        self.position(bucket(value)).is_ok()
+    }
+
     /// Takes back a value that was added, for a larger one to come in its place; says whether it
     /// was there.
     pub fn remove(&mut self, value: u64) -> bool {

@@ -197,7 +197,7 @@ impl Entry {
 
     /// Whether so much overlaps that the rest cannot be trusted to be requests. A rare one (a TLS
     /// session ticket that comes between two requests) only costs its own turn.
-    fn overlapped(report: &Report) -> bool {
+    pub(super) fn overlapped(report: &Report) -> bool {
         let overlaps = u64::from(report.connection.exchange.overlaps);
         let requests = report.connection.batch.requests();
         overlaps > 0 && (requests == 0 || overlaps > 1 && overlaps.saturating_mul(8) >= requests)

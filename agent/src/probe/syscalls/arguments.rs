@@ -1,6 +1,6 @@
 //! What a failing call was about: its record as a text for people.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use agent_ebpf::failure::{CallRecord, call, row, shape};
 
@@ -17,7 +17,6 @@ pub(super) struct Known {
     path: String,
     values: [u64; 6],
     file_flags: u32,
-    file_type: u32,
     library: bool,
 }
 
@@ -32,7 +31,6 @@ impl Known {
             path: &self.path,
             values: self.values,
             nonblocking: self.file_flags & libc::O_NONBLOCK as u32 != 0,
-            file_type: self.file_type,
             found: self.library || !name.is_empty() && mapped(name),
         }
     }
@@ -86,6 +84,8 @@ struct Texts<'a> {
     second: &'a [u8],
     /// Paths that relative ones start from, or of the file behind the descriptor.
     places: [Option<String>; 2],
+    /// The socket behind the descriptor.
+    socket: Option<String>,
 }
 
 impl<'a> Texts<'a> {
@@ -99,14 +99,26 @@ impl<'a> Texts<'a> {
             head
         };
         let (first, second) = (next(record.first), next(record.second));
-        let deep = |flag| record.flags & flag != 0;
+        let (third, fourth) = (next(record.third), next(record.fourth));
+        let flagged = |flag| record.flags & flag != 0;
+        let mut places = [
+            place(third, flagged(call::DEEP)),
+            place(fourth, flagged(call::DEEP2)),
+        ];
+        let mut socket = None;
+        if flagged(call::SOCKET) {
+            socket = ends(third);
+            places[0] = None;
+        } else if flagged(call::DELETED)
+            && let Some(place) = &mut places[0]
+        {
+            place.push_str(" (deleted)");
+        }
         Self {
             first,
             second,
-            places: [
-                place(next(record.third), deep(call::DEEP)),
-                place(next(record.fourth), deep(call::DEEP2)),
-            ],
+            places,
+            socket,
         }
     }
 }
@@ -120,6 +132,26 @@ fn place(names: &[u8], deep: bool) -> Option<String> {
         path += &String::from_utf8_lossy(name);
     }
     Some(path)
+}
+
+/// A socket by its peer, or by its own address without one ([`agent_ebpf::connection::Ends`]);
+/// `None` for one that is not of the internet.
+fn ends(bytes: &[u8]) -> Option<String> {
+    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let (family, ports) = (word(0)?, word(4)?);
+    let end = |at: usize, port: u32| {
+        let host = match family as i32 {
+            libc::AF_INET => IpAddr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?),
+            libc::AF_INET6 => IpAddr::from(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?),
+            _ => return None,
+        };
+        Some(SocketAddr::new(host.to_canonical(), port as u16))
+    };
+    match (ports >> 16, ports & 0xffff) {
+        (0, 0) => end(24, 0).map(|_| "socket".to_owned()),
+        (local, 0) => Some(format!("socket {} (local)", end(8, local)?)),
+        (_, remote) => Some(format!("socket {}", end(24, remote)?)),
+    }
 }
 
 fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Process>) -> Known {
@@ -144,8 +176,7 @@ fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Proce
     } else if record.flags & call::UNREADABLE != 0 {
         parts.push("(unreadable address)".to_owned());
     } else if let Some(index) = shape::index(record.shape, shape::FD) {
-        let [place, _] = texts.places;
-        parts.push(file(record, index, place, process));
+        parts.push(file(record, index, &texts, process));
     }
     Known {
         value: parts.join(" "),
@@ -153,7 +184,6 @@ fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Proce
         path,
         values: record.values,
         file_flags: record.file_flags,
-        file_type: record.mode & S_IFMT,
     }
 }
 
@@ -195,7 +225,10 @@ fn join(record: &CallRecord, directory: Option<u32>, place: Option<&str>, path: 
     let fd = directory.and_then(|index| record.values.get(index as usize));
     let fd = fd.map_or(libc::AT_FDCWD, |&fd| fd as i32);
     match place {
-        Some(place) if path.is_empty() => place.to_owned(),
+        // A call on the descriptor itself (AT_EMPTY_PATH); else an empty path is a mistake.
+        Some(place) if path.is_empty() && fd != libc::AT_FDCWD => place.to_owned(),
+        None if path.is_empty() && fd != libc::AT_FDCWD => format!("fd {fd}"),
+        _ if path.is_empty() => "(empty path)".to_owned(),
         Some(place) => format!("{place}/{path}"),
         None if fd == libc::AT_FDCWD => format!("/{path}"),
         None => format!("{path} (in fd {fd})"),
@@ -204,18 +237,14 @@ fn join(record: &CallRecord, directory: Option<u32>, place: Option<&str>, path: 
 
 /// The file behind the descriptor: its path; or what `/proc/PID/fd` shows of what has none, if it
 /// still is the same.
-fn file(
-    record: &CallRecord,
-    index: u32,
-    place: Option<String>,
-    process: Option<&Process>,
-) -> String {
+fn file(record: &CallRecord, index: u32, texts: &Texts<'_>, process: Option<&Process>) -> String {
     let fd = record.values.get(index as usize).copied().unwrap_or(0) as i32;
     if record.flags & call::OPEN == 0 {
         return format!("fd {fd} (not open)");
     }
-    if let Some(place) = place {
-        return place;
+    let known = texts.places[0].as_ref().or(texts.socket.as_ref());
+    if let Some(known) = known {
+        return known.clone();
     }
     match process.and_then(|process| process.descriptor(fd)) {
         Some(Descriptor { shown, inode }) if inode == record.inode => shown,
@@ -303,6 +332,67 @@ mod tests {
         assert_eq!(read(b"", libc::S_IFDIR), "/");
         assert_eq!(read(b"", libc::S_IFIFO), "pipe");
         assert_eq!(read(b"", libc::S_IFSOCK), "fd 5 (socket, closed since)");
+    }
+
+    #[test]
+    fn deleted_files_and_sockets_are_shown_as_proc_shows_them() {
+        let spec = table::of("write");
+        let read = |third: &[u8], flags: u32| {
+            let record = CallRecord {
+                shape: spec.shape,
+                flags: call::OPEN | flags,
+                third: third.len() as u32,
+                ..CallRecord::default()
+            };
+            describe(&record, third, spec, None).value
+        };
+        assert_eq!(read(b"x\0tmp\0", call::DELETED), "/tmp/x (deleted)");
+        let socket = |family: i32, ports: u32, local: &[u8], remote: &[u8]| {
+            let mut bytes = [family.to_ne_bytes(), ports.to_ne_bytes()].concat();
+            bytes.extend_from_slice(local);
+            bytes.resize(24, 0);
+            bytes.extend_from_slice(remote);
+            bytes.resize(40, 0);
+            read(&bytes, call::SOCKET)
+        };
+        let here = [127, 0, 0, 1];
+        assert_eq!(
+            socket(libc::AF_INET, 80 << 16 | 443, &here, &[10, 0, 0, 7]),
+            "socket 10.0.0.7:443"
+        );
+        assert_eq!(
+            socket(libc::AF_INET, 80 << 16, &here, &[]),
+            "socket 127.0.0.1:80 (local)"
+        );
+        let six = Ipv6Addr::LOCALHOST.octets();
+        assert_eq!(socket(libc::AF_INET6, 443, &[], &six), "socket [::1]:443");
+        let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets();
+        assert_eq!(
+            socket(libc::AF_INET6, 443, &[], &mapped),
+            "socket 127.0.0.1:443"
+        );
+        assert_eq!(socket(libc::AF_UNIX, 0, &[], &[]), "fd 0 (closed since)");
+        assert_eq!(read(b"cut", call::SOCKET), "fd 0 (closed since)");
+    }
+
+    #[test]
+    fn an_empty_path_is_no_directory() {
+        let cwd = libc::AT_FDCWD as u64;
+        let shown = |name: &str, values: [u64; 6]| {
+            let spec = table::of(name);
+            let record = CallRecord {
+                shape: spec.shape,
+                values,
+                flags: call::RELATIVE,
+                first: 1,
+                third: 4,
+                ..CallRecord::default()
+            };
+            describe(&record, b"\0tmp\0", spec, None).value
+        };
+        assert_eq!(shown("unlink", [1, 0, 0, 0, 0, 0]), "(empty path)");
+        assert_eq!(shown("openat", [cwd, 1, 0, 0, 0, 0]), "(empty path)");
+        assert_eq!(shown("newfstatat", [5, 1, 0, 0, 0, 0]), "/tmp");
     }
 
     fn known(name: &str, values: [u64; 6], text: &[&[u8]], flags: u32) -> String {

@@ -6,11 +6,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use agent_ebpf::failure::{Loss, bucket, row};
 
 use super::Failures;
-use crate::process;
+use crate::process::{self, priority::Undisturbed};
 use crate::session::Attached;
-use crate::syscalls::{
-    Counted, CountedStack, Failure, Latency, Report, SHOWN_ARGUMENTS, benign, name, percentile,
-};
+use crate::syscalls::{Counted, CountedStack, Failure, Latency, Report, benign, name, percentile};
 
 const NS: f64 = 1e9;
 
@@ -35,6 +33,9 @@ impl Failures {
         last: bool,
         stacks: &mut dyn FnMut(u64) -> Vec<String>,
     ) -> Report {
+        // Where the hook is a perf event, the kernel skips it on a CPU on which somebody is in the
+        // middle of reading a map (`bpf_disable_instrumentation`, kernel/bpf/syscall.c).
+        let _undisturbed = self.event.is_some().then(Undisturbed::begin);
         let elapsed = self.seconds(process::monotonic_ns());
         let since = if last {
             elapsed
@@ -125,6 +126,8 @@ impl Failures {
     fn failure(&self, row: u64, sums: &Sums) -> Failure {
         let (number, errno) = (row::number(row), row::errno(row));
         let calls = self.latency.then(|| self.calls(number)).flatten();
+        // The number of some calls is not known at their end: rt_sigreturn's.
+        let calls = calls.filter(|&calls| calls >= sums.count);
         Failure {
             syscall: name::of_syscall(number),
             errno: name::of_errno(errno),
@@ -190,7 +193,7 @@ impl Failures {
             Some(most) => most.benign.clone(),
             None => always.map(str::to_owned),
         };
-        args.truncate(SHOWN_ARGUMENTS);
+        args.truncate(self.shown_arguments);
         let shown: u64 = args.iter().map(|arg| arg.count).sum();
         let kept: u64 = own.iter().map(|(_, count)| count).sum();
         failure.other_args = (kept + sums.other_arguments).saturating_sub(shown);
