@@ -77,13 +77,13 @@ fn a_delay_of_the_network_is_the_peers_and_not_the_services() {
 fn what_the_network_loses_is_counted_as_retransmitted() {
     let _alone = alone();
     let lossy: &[&str] = if in_vm() {
-        &["/usr/sbin/tc qdisc add dev lo root netem loss 10%"]
+        &["/usr/sbin/tc qdisc add dev lo root netem loss 5%"]
     } else {
         &[
             "nft add table inet t",
             "nft add chain inet t in '{ type filter hook input priority 0; }'",
             "nft add rule inet t in meta length 100-1000 numgen inc mod 11 == 5 drop",
-            "nft add rule inet t in meta length 1001-100000 numgen inc mod 11 == 5 drop",
+            "nft add rule inet t in meta length 1001-100000 numgen inc mod 23 == 5 drop",
         ]
     };
     let (server, client) = beyond(lossy, Duration::ZERO, [40, 200_000, 1]);
