@@ -1,7 +1,7 @@
 //! How connections begin and end, and whose they are.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -47,12 +47,20 @@ fn mapped_addresses_are_folded() {
     assert_eq!(ours["remote"], stream.local_addr().unwrap().to_string());
 }
 
-/// The row of a connection of this process with this local address.
-fn row_of(document: &Value, local: std::net::SocketAddr) -> &Value {
-    let found = connections(document)
-        .iter()
-        .find(|row| row["local"] == local.to_string() && row["pid"] == std::process::id());
-    found.unwrap_or_else(|| panic!("no {local} in {document}"))
+/// The row of this end of a connection. Other tests may use its port too, to other addresses.
+fn row_of<'a>(document: &'a Value, end: &Ends) -> &'a Value {
+    let (local, remote) = (end.0.to_string(), end.1.to_string());
+    let found = connections(document).iter().find(|row| {
+        row["local"] == local && row["remote"] == remote && row["pid"] == std::process::id()
+    });
+    found.unwrap_or_else(|| panic!("no {end:?} in {document}"))
+}
+
+/// Our address and theirs.
+type Ends = (SocketAddr, SocketAddr);
+
+fn ends(stream: &TcpStream) -> Ends {
+    (stream.local_addr().unwrap(), stream.peer_addr().unwrap())
 }
 
 /// Two ends of a connection, both of this process: the one that connected and the one that accepted.
@@ -65,8 +73,8 @@ fn pair() -> (TcpStream, TcpStream) {
 #[test]
 fn resets_are_counted_where_they_are_sent_and_received() {
     let (mut kept, closed) = pair();
-    let ends = [kept.local_addr().unwrap(), kept.peer_addr().unwrap()];
     let (quiet, other) = pair();
+    let rows = [ends(&kept), ends(&closed), ends(&quiet)];
     let agent = agent(&[std::process::id()], &[]).start();
     agent.await_said(ATTACHED);
     kept.write_all(b"never read").unwrap();
@@ -75,12 +83,8 @@ fn resets_are_counted_where_they_are_sent_and_received() {
     drop(closed);
     assert!(kept.read(&mut [0]).is_err());
     let document = last(&interrupt(agent));
-    for (local, sent, received) in [
-        (ends[0], 0, 1),
-        (ends[1], 1, 0),
-        (quiet.local_addr().unwrap(), 0, 0),
-    ] {
-        let row = row_of(&document, local);
+    for (row, (sent, received)) in rows.iter().zip([(0, 1), (1, 0), (0, 0)]) {
+        let row = row_of(&document, row);
         assert_eq!(
             (&row["resets_sent"], &row["resets_received"]),
             (&sent.into(), &received.into()),
@@ -94,7 +98,7 @@ fn resets_are_counted_where_they_are_sent_and_received() {
 fn a_socket_of_two_processes_is_marked() {
     let (shared, _other) = pair();
     let (alone, _peer) = pair();
-    let ends = [shared.local_addr().unwrap(), alone.local_addr().unwrap()];
+    let rows = [ends(&shared), ends(&alone)];
     let mut holder = Command::new(program("idle"))
         .arg(LIFE)
         .stdin(OwnedFd::from(shared.try_clone().unwrap()))
@@ -104,8 +108,8 @@ fn a_socket_of_two_processes_is_marked() {
     let document = last(&agent(&[std::process::id()], &["--duration", "500ms"]).run());
     holder.kill().unwrap();
     holder.wait().unwrap();
-    assert_eq!(row_of(&document, ends[0])["shared"], true);
-    assert_eq!(row_of(&document, ends[1])["shared"], false);
+    assert_eq!(row_of(&document, &rows[0])["shared"], true);
+    assert_eq!(row_of(&document, &rows[1])["shared"], false);
 }
 
 #[test]
@@ -119,7 +123,7 @@ fn the_wait_to_be_accepted_is_measured() {
     let accepted = listener.accept().unwrap().0;
     let finished = interrupt(agent);
     let document = last(&finished);
-    let row = row_of(&document, accepted.local_addr().unwrap());
+    let row = row_of(&document, &ends(&accepted));
     if finished.stderr().contains("fexit inet_csk_accept") {
         let found = row["accept_wait_us"].as_f64().unwrap();
         let slack = if in_vm() { 1e5 } else { 5e3 };
@@ -133,7 +137,7 @@ fn the_wait_to_be_accepted_is_measured() {
             finished.stderr()
         );
     }
-    let row = row_of(&document, client.local_addr().unwrap());
+    let row = row_of(&document, &ends(&client));
     assert!(row["connect_us"].as_f64().unwrap() > 0.0, "{row}");
     assert_eq!(row["accept_wait_us"], Value::Null, "{row}");
 }
