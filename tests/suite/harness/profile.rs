@@ -166,7 +166,8 @@ impl Profile {
     }
 
     /// Fails with the reasons and the worst stacks unless at least `samples` were taken and 99.5 % of
-    /// them are complete.
+    /// them are complete. One sample may always be cut: a page of the stack that the kernel is just
+    /// copying (`fork`, then a write) cannot be read, and of few samples one is more than 0.5 %.
     ///
     /// Under emulation the agent takes ten times as long to learn of a mapping and to build its table,
     /// and a thread to start and to end: there what came before a table was ready is set aside, and
@@ -183,10 +184,12 @@ impl Profile {
             "{early} of {all} without tables\n{}",
             self.explain()
         );
-        let rate = self.count(Stack::is_complete) as f64 / (all - early).max(1) as f64;
+        let counted = all - early;
+        let complete = self.count(Stack::is_complete);
+        let rate = complete as f64 / counted.max(1) as f64;
         let least = if in_vm() { 0.95 } else { 0.995 };
         assert!(
-            rate >= least,
+            rate >= least || counted - complete <= 1,
             "{:.2} % complete\n{}",
             100.0 * rate,
             self.explain()
