@@ -68,6 +68,7 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     field(&mut out, ",", "totals", &totals)?;
     field(&mut out, ",", "accounting", &profile.accounting)?;
     field(&mut out, ",", "cost", &profile.cost)?;
+    lines(&mut out, "modules", profile.modules.iter())?;
     lines(
         &mut out,
         "frames",
