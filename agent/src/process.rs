@@ -263,9 +263,14 @@ impl Process {
         let file = File::open(proc_path(self.pid, "cmdline")).ok()?;
         io::Read::read_to_end(&mut io::Read::take(file, MAX_COMMAND_LINE), &mut text).ok()?;
         self.still_there().ok()?;
-        let text = text.strip_suffix(b"\0").unwrap_or(&text);
-        let word = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
-        (!text.is_empty()).then(|| text.split(|&byte| byte == 0).map(word).collect())
+        // A process that has written a title over its arguments leaves zeros behind it.
+        let end = text.iter().rposition(|&byte| byte != 0)?;
+        let words = text.get(..=end)?.split(|&byte| byte == 0);
+        Some(
+            words
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect(),
+        )
     }
 
     /// Whether its program is a 32-bit one (`EI_CLASS` of its ELF header); false where that cannot be

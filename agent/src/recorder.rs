@@ -206,7 +206,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// All that was seen, named. `target` is the first process.
+    /// All that was seen, named. `target` has what is known of the first process beside its id, name
+    /// and program.
     pub fn capture(self, session: &Attached, facts: Facts, target: capture::Target) -> Capture {
         let profile = self.cpu.profile(session, facts);
         let mut capture = Capture {
@@ -216,6 +217,7 @@ impl Recorder {
             syscalls: self.reports,
         };
         let profile = &capture.profile;
+        let first = profile.facts.targets.first().cloned().unwrap_or_default();
         capture.meta = Meta {
             schema: capture::SCHEMA.to_owned(),
             agent_version: profile.facts.agent_version.clone(),
@@ -227,6 +229,9 @@ impl Recorder {
             duration_seconds: profile.facts.duration_seconds,
             ended: profile.facts.ended.clone(),
             target: capture::Target {
+                pid: first.pid,
+                comm: first.comm,
+                exe: first.exe,
                 processes: profile.facts.targets.len(),
                 ..target
             },

@@ -20,6 +20,7 @@ mod names;
 mod namespaces;
 mod outputs;
 mod peers;
+mod record;
 mod split;
 mod syscalls;
 mod tcp;

@@ -9,6 +9,8 @@ mod output;
 mod peers;
 mod truth;
 
+pub(crate) use counts::redis;
+
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
