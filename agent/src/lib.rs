@@ -31,6 +31,7 @@ pub mod preflight;
 pub mod probe;
 pub mod process;
 pub mod profile;
+pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod syscalls;

@@ -6,6 +6,7 @@
 pub mod escape;
 mod folded;
 mod json;
+pub mod report;
 pub mod summary;
 mod svg;
 pub mod syscalls;
