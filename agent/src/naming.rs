@@ -8,7 +8,7 @@ use agent_ebpf::frame;
 
 use crate::probe::cpu::{Key, RawStack, Samples};
 use crate::process;
-use crate::profile::{Frame, FrameId, Profile, Space, Stack, Unnamed};
+use crate::profile::{Frame, FrameId, ModuleFacts, Profile, Space, Stack, Unnamed};
 use crate::session::modules::Module;
 use crate::session::target::{Targets, Tracked};
 use crate::symbolize::{self, Budget};
@@ -78,6 +78,12 @@ pub fn frames(
         }
     }
     let names = name_addresses(profile, &addresses, targets);
+    for module in addresses.keys().filter_map(|&place| module(place, targets)) {
+        let facts = module_facts(module);
+        if !profile.modules.contains(&facts) {
+            profile.modules.push(facts);
+        }
+    }
     stacks
         .iter()
         .map(|(process, stack)| {
@@ -154,7 +160,7 @@ fn name_place(
             Ok(file) => symbolize::kernel(file, addresses),
             Err(_) => unnamed(addresses, Space::Kernel, None, Unnamed::KernelHidden),
         },
-        Place::Module(slot) => match targets.modules().iter().find(|module| module.slot == slot) {
+        Place::Module(_) => match module(place, targets) {
             Some(module) => name_module(module, addresses, budget),
             None => unnamed(addresses, Space::User, None, Unnamed::NoModule),
         },
@@ -166,6 +172,23 @@ fn name_place(
             .get(index)
             .and_then(|tracked| name_jit(tracked, addresses))
             .unwrap_or_else(|| unnamed(addresses, Space::User, None, Unnamed::NoModule)),
+    }
+}
+
+fn module(place: Place, targets: &Targets) -> Option<&Module> {
+    let Place::Module(slot) = place else {
+        return None;
+    };
+    targets.modules().iter().find(|module| module.slot == slot)
+}
+
+fn module_facts(module: &Module) -> ModuleFacts {
+    let id = module.file.as_deref().and_then(symbolize::build_id);
+    let digits = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
+    ModuleFacts {
+        name: module.name.clone(),
+        path: module.path.to_string_lossy().into_owned(),
+        build_id: id.map(digits),
     }
 }
 
