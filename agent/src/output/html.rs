@@ -167,4 +167,4 @@ fn hash(content: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::output) mod tests;
