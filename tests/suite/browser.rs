@@ -30,7 +30,7 @@ fn opened(finished: &Finished) -> Browser {
 }
 
 /// Fails if anything went wrong or any request was made but the one for the page.
-fn assert_quiet(browser: &mut Browser) {
+pub(crate) fn assert_quiet(browser: &mut Browser) {
     assert_eq!(browser.problems(), [""; 0]);
     let requests = browser.requests();
     assert!(
@@ -47,7 +47,7 @@ fn click_frame(browser: &mut Browser, name: &str) {
 }
 
 /// Writes a screenshot to the directory that `AGENT_SCREENSHOTS` names, for the documentation.
-fn picture(browser: &mut Browser, name: &str) {
+pub(crate) fn picture(browser: &mut Browser, name: &str) {
     if let Some(directory) = std::env::var_os("AGENT_SCREENSHOTS") {
         browser.screenshot(&PathBuf::from(directory).join(name));
     }

@@ -22,6 +22,7 @@ mod names;
 mod namespaces;
 mod outputs;
 mod peers;
+mod report;
 mod split;
 mod syscalls;
 mod tcp;
