@@ -42,7 +42,7 @@ pub struct ProfileArgs {
     pub format: Option<String>,
 }
 
-fn parse_frequency(text: &str) -> Result<u64, String> {
+pub(super) fn parse_frequency(text: &str) -> Result<u64, String> {
     text.parse()
         .map_err(|_| "samples per second are a whole number, such as 99".to_owned())
 }

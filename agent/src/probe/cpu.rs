@@ -84,7 +84,7 @@ pub fn attach(session: &mut Attached, frequency: u64) -> Result<Clock, Error> {
 /// # Errors
 /// When the bytecode does not hold the program.
 pub fn detach(session: &mut Attached) -> Result<u64, Error> {
-    let skipped = session.recursion_misses();
+    let skipped = session.recursion_misses(["cpu_sample"]);
     let sampler: &mut PerfEvent = program_mut(session.ebpf(), "cpu_sample")?;
     // Unloading drops the links: no tick runs after it.
     let _ = sampler.unload();
