@@ -37,6 +37,7 @@ pub mod process;
 pub mod profile;
 pub mod protobuf;
 pub mod recorder;
+pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod syscalls;

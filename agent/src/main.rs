@@ -8,7 +8,7 @@ use agent::cli::destination::{Destination, Target};
 use agent::cli::generate::ManError;
 use agent::cli::launch::LaunchError;
 use agent::cli::spec::SpecError;
-use agent::cli::{Exit, generate, profile, record, syscalls, tcp};
+use agent::cli::{Exit, generate, profile, record, report, syscalls, tcp};
 use agent::output::escape;
 use agent::preflight;
 use clap::Parser;
@@ -57,6 +57,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Record(record_args) => {
             let spec = record_args.resolve()?;
             runtime()?.block_on(record::run(spec, args.verbosity))
+        }
+        Command::Report(report_args) => {
+            report::run(report_args.resolve()?, args.verbosity)?;
+            Ok(Exit::Ok.code())
         }
         Command::Completions { shell } => print(&generate::completions(shell)),
         Command::Man { subcommand } => print(&generate::man(subcommand.as_deref())?),

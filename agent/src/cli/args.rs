@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use super::profile_args::ProfileArgs;
 use super::record_args::RecordArgs;
+use super::report_args::ReportArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
 
@@ -45,6 +46,8 @@ pub enum Command {
     Syscalls(SyscallsArgs),
     /// Record samples, connections and failing calls together into one bundle for a ticket
     Record(RecordArgs),
+    /// Take reports and files of any format out of a bundle
+    Report(ReportArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell

@@ -103,6 +103,34 @@ pub fn xml(text: &str) -> String {
     safe
 }
 
+/// The text as a Markdown code span (CommonMark 6.1), in which nothing of it acts: no markup, link,
+/// mention or HTML. [`plain`], within as many backticks as it takes; no text at all is `""`.
+///
+/// A `|` is as it is: within a table take [`markdown_cell`].
+pub fn markdown_code(text: &str) -> String {
+    let text = plain(text);
+    if text.is_empty() {
+        return "`\"\"`".to_owned();
+    }
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    // One blank on each side is taken off again, where not all is blank.
+    let blank = text.trim_matches(' ').is_empty();
+    let edge = |c: Option<char>| matches!(c, Some('`' | ' '));
+    let pad = if !blank && (edge(text.chars().next()) || edge(text.chars().next_back())) {
+        " "
+    } else {
+        ""
+    };
+    format!("{fence}{pad}{text}{pad}{fence}")
+}
+
+/// [`markdown_code`] within a cell of a table (GFM 4.10): there a `|` ends the cell in a code
+/// span too, unless a backslash stands before it.
+pub fn markdown_cell(text: &str) -> String {
+    markdown_code(text).replace('|', "\\|")
+}
+
 /// The text as part of a file name: letters, digits, `.`, `_`, `+` and `-` stay, the rest becomes
 /// `_`; at most 64 characters, never empty, no leading dot or dash.
 pub fn file_name(text: &str) -> String {
@@ -169,23 +197,49 @@ impl Formatter for JsonFormatter {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        let mut start = 0;
-        let mut chars = fragment.char_indices().peekable();
-        while let Some((at, c)) = chars.next() {
-            let next = chars.peek().map(|&(_, next)| next);
-            let markup = c == '<' && matches!(next, Some('/' | '!'));
-            if !(markup || is_unsafe(c)) {
-                continue;
-            }
-            writer.write_all(fragment.get(start..at).unwrap_or_default().as_bytes())?;
-            let mut units = [0; 2];
-            for unit in c.encode_utf16(&mut units) {
-                write!(writer, "\\u{unit:04x}")?;
-            }
-            start = at + c.len_utf8();
-        }
-        writer.write_all(fragment.get(start..).unwrap_or_default().as_bytes())
+        write_fragment(writer, fragment, |c, next| {
+            is_unsafe(c) || c == '<' && matches!(next, Some('/' | '!'))
+        })
     }
+}
+
+/// JSON for the inside of an HTML `<script>` element: [`JsonFormatter`], and no `<`, `>` or `&` at
+/// all, so that nothing in it can be taken for markup by whatever reads the page.
+#[derive(Clone, Copy, Debug, Default)]
+struct ScriptFormatter;
+
+impl Formatter for ScriptFormatter {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        write_fragment(writer, fragment, |c, _| {
+            is_unsafe(c) || matches!(c, '<' | '>' | '&')
+        })
+    }
+}
+
+/// Writes a part of a string, as `\uXXXX` those characters for which `escaped(it, the next)` holds.
+fn write_fragment<W: ?Sized + io::Write>(
+    writer: &mut W,
+    fragment: &str,
+    escaped: impl Fn(char, Option<char>) -> bool,
+) -> io::Result<()> {
+    let mut start = 0;
+    let mut chars = fragment.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        if !escaped(c, chars.peek().map(|&(_, next)| next)) {
+            continue;
+        }
+        writer.write_all(fragment.get(start..at).unwrap_or_default().as_bytes())?;
+        let mut units = [0; 2];
+        for unit in c.encode_utf16(&mut units) {
+            write!(writer, "\\u{unit:04x}")?;
+        }
+        start = at + c.len_utf8();
+    }
+    writer.write_all(fragment.get(start..).unwrap_or_default().as_bytes())
 }
 
 /// The value as one line of safe JSON (see [`JsonFormatter`]).
@@ -196,6 +250,21 @@ pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, serde_js
     let mut bytes = Vec::new();
     json_to(&mut bytes, value)?;
     Ok(bytes)
+}
+
+/// The value as one line of JSON that may stand inside an HTML `<script>` element.
+///
+/// # Errors
+/// Only what the value's own `Serialize` reports.
+pub fn json_in_script<T: serde::Serialize + ?Sized>(
+    value: &T,
+) -> Result<String, serde_json::Error> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut bytes,
+        ScriptFormatter,
+    ))?;
+    String::from_utf8(bytes).map_err(serde::ser::Error::custom)
 }
 
 /// As [`json`], written as it comes.
@@ -251,6 +320,19 @@ mod tests {
     }
 
     #[test]
+    fn code_spans_hold_everything() {
+        assert_eq!(markdown_code("a<b>@c"), "`a<b>@c`");
+        assert_eq!(markdown_code("a`b``c"), "```a`b``c```");
+        assert_eq!(markdown_code("`x`"), "`` `x` ``");
+        assert_eq!(markdown_code(" x"), "`  x `");
+        assert_eq!(markdown_code("   "), "`   `");
+        assert_eq!(markdown_code(""), "`\"\"`");
+        assert_eq!(markdown_code("a\n\n# b\x1b"), "`a\\u{a}\\u{a}# b\\u{1b}`");
+        assert_eq!(markdown_code("a|b"), "`a|b`");
+        assert_eq!(markdown_cell("a|b\\|c"), "`a\\|b\\\\|c`");
+    }
+
+    #[test]
     fn truncation_keeps_both_ends() {
         assert_eq!(truncate_middle("abcdefghij", 10), "abcdefghij");
         assert_eq!(truncate_middle("abcdefghij", 5), "ab…ij");
@@ -271,6 +353,14 @@ mod tests {
             r#""\u202e\u003c/script>\u003c!--\u007f\u009b\udb40\udc01\u001b[0m<vector<int>>\"""#
         );
         assert_eq!(serde_json::from_slice::<String>(&bytes).unwrap(), text);
+    }
+
+    #[test]
+    fn json_in_a_script_has_no_markup() {
+        let text = "</script><!-- <script>\u{2028}\u{202e}\u{1b} a && b ]]>\"";
+        let json = json_in_script(text).unwrap();
+        assert!(!json.contains(['<', '>', '&']) && !json.chars().any(is_unsafe));
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     #[test]
