@@ -36,7 +36,7 @@ pub struct ProfileArgs {
     /// profile-COMM-PID-TIME.svg]
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<String>,
-    /// Format of the outputs whose name does not tell it: svg, folded or json
+    /// Format of the outputs whose name does not tell it: svg, folded, json or html
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! `agent tcp` against servers whose wait is known and clients that keep their own time.
 
 mod bad_input;
-mod counts;
+pub(crate) mod counts;
 mod coverage;
 mod life;
 mod network;
