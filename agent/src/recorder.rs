@@ -98,9 +98,10 @@ impl Recorder {
         options: &Options,
         first: view::Target,
     ) -> Result<Self, Error> {
-        let mut tcp = Tcp::attach(session, first)?;
         let mut syscalls = Syscalls::attach(session, &options.syscalls)?;
         session.tables_ready().await;
+        // What comes between a probe and the clock is counted too: the busiest probe comes late.
+        let mut tcp = Tcp::attach(session, first)?;
         let cpu = Cpu::attach(session, options.frequency)?;
         syscalls.begin_at(process::monotonic_ns());
         tcp.begin_at(cpu.begin());
@@ -191,11 +192,11 @@ impl Recorder {
     /// When the kernel's iterator cannot be run.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.duration = self.cpu.detach(session)?;
+        self.tcp.detach(session)?;
+        self.syscalls.detach(session)?;
         if self.duration >= self.kept + SHORTEST {
             self.interval(session)?;
         }
-        self.syscalls.detach(session)?;
-        self.tcp.detach(session)?;
         session.drain(&mut |bytes, targets| self.take(bytes, targets));
         let document = self.tcp.last(session, rows::all)?;
         session
