@@ -78,6 +78,7 @@ pub struct Recorder {
     kept: Duration,
     /// When the next interval is over, since the begin.
     next: Duration,
+    /// Zero until the end.
     duration: Duration,
 }
 
@@ -170,7 +171,9 @@ impl Recorder {
 
     fn interval(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.kept = self.begin().elapsed();
-        self.usage.look(pids(session));
+        if self.duration.is_zero() {
+            self.usage.look(pids(session));
+        }
         self.tcp.look(session)?;
         session.drain(&mut |bytes, targets| self.take(bytes, targets));
         let budget = &mut self.budget;
@@ -191,6 +194,7 @@ impl Recorder {
     /// # Errors
     /// When the kernel's iterator cannot be run.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
+        self.usage.look(pids(session));
         self.duration = self.cpu.detach(session)?;
         self.tcp.detach(session)?;
         self.syscalls.detach(session)?;
