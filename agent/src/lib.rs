@@ -22,8 +22,10 @@
 //! ARCHITECTURE.md says why.
 
 pub mod cli;
+pub mod diff;
 pub mod elf;
 mod gopclntab;
+pub mod input;
 pub mod naming;
 pub mod output;
 pub mod preflight;
