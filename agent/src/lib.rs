@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: arguments as typed, what they mean, the run; the only place that prints;
 //! - [`output`]: the model as SVG, folded stacks, JSON, or a summary. Sees [`profile`] only;
+//! - [`capture`]: what all probes saw at the same time, and the bundle that holds it;
 //! - [`naming`]: raw samples into the model, each distinct address named once;
 //! - [`probe`]: one file for each kernel probe: attach, decode;
 //! - [`session`]: loads the bytecode, follows processes and their mappings, drains the ring buffer.
@@ -21,6 +22,7 @@
 //! nothing outlives the agent in the kernel. `cargo xtask ci` checks who may do what, and
 //! ARCHITECTURE.md says why.
 
+pub mod capture;
 pub mod cli;
 pub mod diff;
 pub mod elf;
@@ -32,6 +34,7 @@ pub mod preflight;
 pub mod probe;
 pub mod process;
 pub mod profile;
+pub mod report;
 pub mod protobuf;
 pub mod session;
 pub mod symbolize;

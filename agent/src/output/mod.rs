@@ -7,6 +7,7 @@ pub mod escape;
 mod folded;
 mod intern;
 mod json;
+pub mod report;
 mod pprof;
 mod speedscope;
 pub mod summary;
