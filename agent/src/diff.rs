@@ -14,6 +14,9 @@ pub use tree::{Node, Tree};
 
 use significance::{Counts, LEVEL};
 
+/// Functions that grew most, and that shrank most, of which one may explain the rest.
+const CANDIDATES: usize = 10;
+
 /// What a capture counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Measure {
@@ -136,6 +139,33 @@ pub struct Function {
     pub total: Change,
 }
 
+impl Function {
+    /// Whether it calls others in either capture.
+    fn calls(&self) -> bool {
+        let shares = |change: &Change| (change.before, change.after);
+        shares(&self.own) != shares(&self.total)
+    }
+}
+
+/// What of a function is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// [`Function::own`].
+    Own,
+    /// [`Function::total`].
+    Total,
+}
+
+impl By {
+    /// That of this function.
+    pub fn of(self, function: &Function) -> Change {
+        match self {
+            By::Own => function.own,
+            By::Total => function.total,
+        }
+    }
+}
+
 /// Two captures compared.
 #[derive(Clone, Debug)]
 pub struct Diff {
@@ -204,9 +234,11 @@ impl Diff {
         }
     }
 
-    /// The functions that grew (`grew`) or shrank, by what `of` tells: the significant ones first,
-    /// then by the size of the difference.
-    pub fn ranked(&self, grew: bool, of: impl Fn(&Function) -> &Change) -> Vec<&Function> {
+    /// The functions that grew (`grew`) or shrank, by their own time or with all that they call: the
+    /// significant ones first, then by the size of the difference. Those that call nothing are among the former
+    /// only.
+    pub fn ranked(&self, grew: bool, by: By) -> Vec<&Function> {
+        let of = |function: &'_ Function| by.of(function);
         let size = |function: &Function| {
             let difference = of(function).difference();
             if grew { difference } else { -difference }
@@ -215,8 +247,9 @@ impl Diff {
             .functions
             .iter()
             .filter(|function| size(function) > 0.0)
+            .filter(|function| by == By::Own || function.calls())
             .collect();
-        let noise = |function: &Function| self.verdict(of(function)) == Verdict::Noise;
+        let noise = |function: &Function| self.verdict(&of(function)) == Verdict::Noise;
         list.sort_by(|a, b| {
             let by_size = size(b).total_cmp(&size(a));
             noise(a).cmp(&noise(b)).then(by_size)
@@ -224,17 +257,40 @@ impl Diff {
         list
     }
 
-    /// The share of all growth that is this function's own, from 0 to 1.
-    pub fn share_of_growth(&self, function: &Function) -> f64 {
-        let growth = |function: &Function| function.own.difference().abs();
-        let same_way =
-            |other: &&Function| (other.own.difference() > 0.0) == (function.own.difference() > 0.0);
-        let all: f64 = self.functions.iter().filter(same_way).map(growth).sum();
-        if all > 0.0 {
-            growth(function) / all
-        } else {
-            0.0
-        }
+    /// The function whose own change explains most of all changes, and the part of them that it
+    /// explains (at most 1); `None` where none changed beyond noise.
+    ///
+    /// Where one function grows, the shares of all others shrink, though nothing happened to them. What it
+    /// explains is therefore what is gone once it is left out of both sides.
+    pub fn culprit(&self) -> Option<(&Function, f64)> {
+        let candidates = [true, false].map(|grew| self.ranked(grew, By::Own));
+        let all = self.difference_without(None);
+        candidates
+            .iter()
+            .flat_map(|list| list.iter().take(CANDIDATES))
+            .filter(|function| self.verdict(&function.own) != Verdict::Noise)
+            .map(|function| {
+                (
+                    *function,
+                    1.0 - self.difference_without(Some(function)) / all,
+                )
+            })
+            .max_by(|(_, a), (_, b)| a.total_cmp(b))
+    }
+
+    /// Half the sum of the differences of the own shares, without this function and as if the rest were all.
+    fn difference_without(&self, left_out: Option<&Function>) -> f64 {
+        let rest = |share: f64| if share < 1.0 { 1.0 - share } else { 1.0 };
+        let (before, after) = left_out.map_or((1.0, 1.0), |function| {
+            (rest(function.own.before), rest(function.own.after))
+        });
+        let others = self
+            .functions
+            .iter()
+            .filter(|function| left_out.is_none_or(|it| it.name != function.name));
+        let differences = others
+            .map(|function| (function.own.after / after - function.own.before / before).abs());
+        differences.sum::<f64>() / 2.0
     }
 
     /// Corrects the probabilities for their number.

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::diff_args::DiffArgs;
 use super::profile_args::ProfileArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
@@ -41,6 +42,8 @@ pub enum Command {
     Tcp(TcpArgs),
     /// Count which system calls of a process fail, with what, on which argument
     Syscalls(SyscallsArgs),
+    /// Compare two captures: which functions grew, which shrank, and whether that is noise
+    Diff(DiffArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell

@@ -3,12 +3,13 @@
 //!
 //! Adding a format takes its own file and one line in [`Format`].
 
+pub mod diff;
 pub mod escape;
 mod folded;
 mod intern;
 mod json;
-pub mod report;
 mod pprof;
+pub mod report;
 mod speedscope;
 pub mod summary;
 mod svg;

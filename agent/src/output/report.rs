@@ -4,6 +4,7 @@
 //! [`content`] makes of the findings.
 
 mod content;
+pub mod diff;
 mod document;
 mod markdown;
 mod sections;
