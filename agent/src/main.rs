@@ -8,7 +8,7 @@ use agent::cli::destination::{Destination, Target};
 use agent::cli::generate::ManError;
 use agent::cli::launch::LaunchError;
 use agent::cli::spec::SpecError;
-use agent::cli::{Exit, diff, generate, profile, syscalls, tcp};
+use agent::cli::{Exit, diff, generate, profile, report, syscalls, tcp};
 use agent::output::escape;
 use agent::preflight;
 use clap::Parser;
@@ -53,6 +53,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Syscalls(syscalls_args) => {
             let spec = syscalls_args.resolve()?;
             runtime()?.block_on(syscalls::run(spec, args.verbosity))
+        }
+        Command::Report(report_args) => {
+            report::run(report_args.resolve()?, args.verbosity)?;
+            Ok(Exit::Ok.code())
         }
         Command::Diff(diff_args) => diff::run(&diff_args.resolve()?, args.verbosity),
         Command::Completions { shell } => print(&generate::completions(shell)),

@@ -97,6 +97,14 @@ impl<'a> Report<'a> {
             .fold(0, |sum, row| sum.saturating_add(row.count))
     }
 
+    /// Resets of connections, sent and received.
+    pub fn resets(&self) -> u64 {
+        [&self.upstreams, &self.clients, &self.unknown]
+            .into_iter()
+            .flatten()
+            .fold(0, |sum, row| sum.saturating_add(row.resets))
+    }
+
     /// Length of the run in seconds, never 0.
     pub fn seconds(&self) -> f64 {
         seconds(self.capture)

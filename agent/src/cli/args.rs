@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use super::diff_args::DiffArgs;
 use super::profile_args::ProfileArgs;
+use super::report_args::ReportArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
 
@@ -42,6 +43,8 @@ pub enum Command {
     Tcp(TcpArgs),
     /// Count which system calls of a process fail, with what, on which argument
     Syscalls(SyscallsArgs),
+    /// Take reports and files of any format out of a bundle
+    Report(ReportArgs),
     /// Compare two captures: which functions grew, which shrank, and whether that is noise
     Diff(DiffArgs),
     /// Print the completions for a shell

@@ -6,6 +6,7 @@
 pub mod diff;
 pub mod escape;
 mod folded;
+pub mod html;
 mod intern;
 mod json;
 mod pprof;
@@ -36,6 +37,8 @@ pub enum Format {
     Folded,
     /// The whole model.
     Json,
+    /// An interactive page.
+    Html,
     /// pprof's `profile.proto`, gzipped.
     Pprof,
     /// speedscope's own format.
@@ -69,10 +72,11 @@ pub enum UnknownFormat {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 5] = [
+    pub const ALL: [Format; 6] = [
         Format::Svg,
         Format::Folded,
         Format::Json,
+        Format::Html,
         Format::Pprof,
         Format::Speedscope,
     ];
@@ -83,6 +87,7 @@ impl Format {
             Format::Svg => "svg",
             Format::Folded => "folded",
             Format::Json => "json",
+            Format::Html => "html",
             Format::Pprof => "pprof",
             Format::Speedscope => "speedscope",
         }
@@ -159,6 +164,7 @@ pub fn render(format: Format, profile: &Profile) -> Result<Vec<u8>, RenderError>
         Format::Svg => svg::render(profile),
         Format::Folded => Ok(folded::render(profile).into_bytes()),
         Format::Json => json::render(profile),
+        Format::Html => html::profile::render(profile),
         Format::Pprof => pprof::render(profile),
         Format::Speedscope => speedscope::render(profile),
     }
@@ -191,10 +197,10 @@ mod tests {
         let error = Format::from_extension(Path::new("a.pdf")).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`a.pdf`: unknown extension `.pdf`; the known ones are .svg, .folded, .json, .pb.gz, \
+            "`a.pdf`: unknown extension `.pdf`; the known ones are .svg, .folded, .json, .html, .pb.gz, \
              .speedscope.json"
         );
         let error = Format::from_extension(Path::new("profile")).unwrap_err();
-        assert!(error.to_string().contains(".svg, .folded, .json"));
+        assert!(error.to_string().contains(".svg, .folded, .json, .html"));
     }
 }

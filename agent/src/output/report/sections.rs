@@ -103,9 +103,9 @@ fn network(report: &Report<'_>) -> Vec<Cell> {
             .iter()
             .fold(0u64, |sum, row| sum.saturating_add(of(row)))
     };
-    let resets = sum(|row| u64::from(row.resets_sent) + u64::from(row.resets_received));
+    let resets = report.resets();
     let failed = document.map_or(0, |document| document.sums.failed);
-    let tone = if resets + failed > 0 {
+    let tone = if resets > 0 || failed > 0 {
         Tone::Warn
     } else {
         Tone::Normal

@@ -1,11 +1,14 @@
 //! The answer in a few sentences, each about one thing and each true by itself.
 
+use std::collections::BTreeMap;
+
 use super::document::{Line, Remark};
 use super::words;
 use crate::output::summary as functions;
 use crate::output::table::Tone;
 use crate::output::text;
 use crate::profile::Frame;
+use crate::report::moments::Moment;
 use crate::report::timeline::Subject;
 use crate::report::usage::{Entry, Thread};
 use crate::report::{Report, shares};
@@ -50,7 +53,11 @@ fn cpu(report: &Report<'_>) -> Remark {
             .stress(format!("{} of {} CPU{plural}", words::cpus(cpus), usage.of));
     if let Some(kernel) = usage.in_kernel.filter(|share| *share >= 0.05) {
         line = line.say(format!("; {} of it in the kernel", words::share(kernel)));
-        if let Some((entry, part)) = usage.kernel.first().filter(|(_, part)| *part >= 0.3) {
+        if let Some((entry, part)) = usage
+            .kernel
+            .first()
+            .filter(|(entry, part)| *part >= 0.3 && *entry != Entry::Other)
+        {
             let mostly = if *part >= 0.6 {
                 "mostly"
             } else {
@@ -127,7 +134,7 @@ fn hottest(report: &Report<'_>) -> Option<Remark> {
             " with {}.",
             words::share(words::part_of(own.self_samples, samples))
         ));
-    Some(remark("Hottest", Tone::Normal, line))
+    Some(remark("Hot path", Tone::Normal, line))
 }
 
 fn served(report: &Report<'_>) -> Option<Remark> {
@@ -152,13 +159,13 @@ fn served(report: &Report<'_>) -> Option<Remark> {
         words::time(times.max)
     ));
     let line = line.then(mostly(slowest)).say(".");
-    Some(remark("Serves", words::latency_tone(times.p99), line))
+    Some(remark("Service", words::latency_tone(times.p99), line))
 }
 
 fn upstream(report: &Report<'_>) -> Option<Remark> {
     let slowest = report.upstreams.iter().find(|row| row.requests > 0)?;
     let times = slowest.latency_us?;
-    let line = Line::text("slowest upstream ")
+    let line = Line::text("the slowest is ")
         .name(&slowest.remote)
         .say(format!(
             ": {}, ",
@@ -167,7 +174,7 @@ fn upstream(report: &Report<'_>) -> Option<Remark> {
         .stress(format!("p99 {}", words::time(times.p99)))
         .then(mostly(slowest))
         .say(".");
-    Some(remark("Asks", words::latency_tone(times.p99), line))
+    Some(remark("Upstream", words::latency_tone(times.p99), line))
 }
 
 /// Where most of the time goes.
@@ -209,12 +216,7 @@ fn errors(report: &Report<'_>) -> Remark {
             .name(most.error.clone())
             .say(format!(" ({}). ", times(most.count)));
     }
-    let resets = report
-        .upstreams
-        .iter()
-        .chain(&report.clients)
-        .chain(&report.unknown)
-        .fold(0u64, |sum, row| sum.saturating_add(row.resets));
+    let resets = report.resets();
     if resets > 0 {
         tone = if tone == Tone::Ok { Tone::Warn } else { tone };
         line = line.say(format!("{}. ", words::counted(resets, "connection reset")));
@@ -257,31 +259,41 @@ fn times(count: u64) -> String {
     words::counted(count, "time")
 }
 
+/// The second in which the most stands out, and what does.
 fn moments(report: &Report<'_>) -> Option<Remark> {
-    let mut found: Vec<(Subject, crate::report::moments::Moment)> = Subject::ALL
-        .into_iter()
-        .flat_map(|subject| {
-            let moments = report.timeline.moments(subject);
-            moments.into_iter().map(move |moment| (subject, moment))
-        })
-        .collect();
-    let seconds: std::collections::BTreeSet<usize> =
-        found.iter().map(|(_, moment)| moment.second).collect();
-    found.sort_by(|a, b| b.1.weight().total_cmp(&a.1.weight()));
-    let (subject, moment) = found.first()?;
-    let show = words::subject_value(*subject);
+    let mut seconds: BTreeMap<usize, Vec<(Subject, Moment)>> = BTreeMap::new();
+    for subject in Subject::ALL {
+        for moment in report.timeline.moments(subject) {
+            seconds
+                .entry(moment.second)
+                .or_default()
+                .push((subject, moment));
+        }
+    }
+    let weight = |found: &[(Subject, Moment)]| {
+        found
+            .iter()
+            .fold(0.0, |most: f64, (_, moment)| most.max(moment.weight()))
+    };
+    let (second, found) = seconds
+        .iter()
+        .max_by(|(_, a), (_, b)| (a.len().cmp(&b.len())).then(weight(a).total_cmp(&weight(b))))?;
     let line = match seconds.len() {
         1 => Line::text("one second stands out, "),
         many => Line::text(format!("{many} seconds stand out, most of all ")),
     };
-    let line = line
-        .stress(format!("{} s after the start", moment.second))
-        .say(format!(
-            ": {} {} where {} is usual.",
+    let line = line.stress(format!("{second} s after the start"));
+    let shown = found.iter().take(3).map(|(subject, moment)| {
+        let show = words::subject_value(*subject);
+        format!(
+            "{} {} (usually {})",
             words::subject(*subject),
             show(moment.value),
             show(moment.median)
-        ));
+        )
+    });
+    let shown: Vec<String> = shown.collect();
+    let line = line.say(format!(": {}.", shown.join(", ")));
     Some(remark("When", Tone::Warn, line))
 }
 
@@ -302,10 +314,19 @@ fn trust(report: &Report<'_>) -> Remark {
             let sum = lost
                 .iter()
                 .fold(0u64, |sum, (_, _, count)| sum.saturating_add(*count));
-            let causes = words::counted(lost.len() as u64, "cause");
+            let causes = lost.iter().take(3).map(|(probe, cause, count)| {
+                format!(
+                    "{} {} {}",
+                    words::count(*count),
+                    text::words(probe),
+                    text::words(cause)
+                )
+            });
+            let causes: Vec<String> = causes.collect();
+            let more = if lost.len() > 3 { ", …" } else { "" };
             Line::default()
-                .stress(format!("{} records lost", words::count(sum)))
-                .say(format!(" by {causes}"))
+                .stress(format!("{} lost", words::count(sum)))
+                .say(format!(" ({}{more})", causes.join(", ")))
         }
     };
     if let Some(stacks) = stacks {

@@ -95,7 +95,7 @@ pub(super) fn subject(subject: Subject) -> &'static str {
     match subject {
         Subject::Cpus => "CPUs in use",
         Subject::Served => "requests served",
-        Subject::ServedP99 => "p99 of these",
+        Subject::ServedP99 => "p99 served",
         Subject::Asked => "requests to upstreams",
         Subject::AskedP99 => "p99 upstream",
         Subject::Failures => "failing calls",
