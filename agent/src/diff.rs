@@ -5,11 +5,13 @@
 
 mod significance;
 mod stacks;
+mod traffic;
 mod tree;
 
 use std::collections::HashMap;
 
 pub use stacks::{Overflow, Stacks};
+pub use traffic::{Failure, Pair, Red, Remote, Traffic};
 pub use tree::{Node, Tree};
 
 use significance::{Counts, LEVEL};
@@ -54,6 +56,8 @@ pub struct Side {
     pub cpu_seconds: Option<f64>,
     /// Whether the first frame of each stack is the process; `None` where nothing tells it.
     pub processes: Option<bool>,
+    /// Its connections and failing calls, if it is a bundle.
+    pub traffic: Option<Traffic>,
     /// The call paths and their weights.
     pub stacks: Stacks,
 }
@@ -179,6 +183,8 @@ pub struct Diff {
     pub functions: Vec<Function>,
     /// The call paths of both.
     pub tree: Tree,
+    /// Remotes and failing calls of both; `None` unless both are bundles.
+    pub traffic: Option<(Vec<Remote>, Vec<Failure>)>,
     /// What the reader should know.
     pub notes: Vec<String>,
     tested: bool,
@@ -207,15 +213,24 @@ impl Diff {
         let mut functions = Functions::default();
         functions.add(&before, skip[0], 0);
         functions.add(&after, skip[1], 1);
-        let mut diff = Self {
-            tree: Tree::new([(&before.stacks, skip[0]), (&after.stacks, skip[1])]),
-            functions: functions.finish(&before, &after),
-            notes: notes(&before, &after, tested),
-            before,
-            after,
-            measure,
-            tested,
-        };
+        let mut diff =
+            Self {
+                tree: Tree::new([(&before.stacks, skip[0]), (&after.stacks, skip[1])]),
+                functions: functions.finish(&before, &after),
+                traffic: before.traffic.as_ref().zip(after.traffic.as_ref()).map(
+                    |(before, after)| {
+                        (
+                            Traffic::remotes(before, after),
+                            Traffic::failures(before, after),
+                        )
+                    },
+                ),
+                notes: notes(&before, &after, tested),
+                before,
+                after,
+                measure,
+                tested,
+            };
         diff.correct();
         Ok(diff)
     }

@@ -1,8 +1,9 @@
-//! Captures read back, of this agent or of another tool: pprof profiles, folded stacks.
+//! Captures read back, of this agent or of another tool: bundles, pprof profiles, folded stacks.
 //!
 //! The content tells the format, not the name. Sizes are bounded, and nothing that a file holds can make the agent
 //! panic, recurse, or take more memory than a small multiple of the file's unpacked size.
 
+mod bundle;
 mod folded;
 mod pprof;
 
@@ -38,9 +39,11 @@ enum Reason {
     #[error("it is empty")]
     Empty,
     #[error(
-        "it is none of the formats that can be compared: a pprof profile (.pb.gz), folded stacks (.folded)"
+        "it is none of the formats that can be compared: a bundle (.zip), a pprof profile (.pb.gz), folded stacks (.folded)"
     )]
     Unknown,
+    #[error(transparent)]
+    Bundle(#[from] bundle::Reason),
     #[error(transparent)]
     Pprof(#[from] pprof::Reason),
     #[error(transparent)]
@@ -81,6 +84,9 @@ fn bounded(reader: impl Read, failed: impl Fn(io::Error) -> Reason) -> Result<Ve
 }
 
 fn parse(bytes: &[u8], label: &str) -> Result<Side, Reason> {
+    if bytes.starts_with(b"PK") {
+        return Ok(bundle::parse(bytes, label)?);
+    }
     let unpacked;
     let bytes = match bytes.starts_with(&[0x1f, 0x8b]) {
         true => {

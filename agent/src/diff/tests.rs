@@ -14,6 +14,7 @@ pub(crate) fn side(label: &str, stacks: &[(&str, u64)]) -> Side {
         seconds: Some(10.0),
         cpu_seconds: Some(5.0),
         processes: Some(true),
+        traffic: None,
         stacks: all,
     }
 }

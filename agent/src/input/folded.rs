@@ -10,7 +10,7 @@ use crate::diff::{Measure, Overflow, Side, Stacks};
 pub(super) enum Reason {
     #[error(
         "line {0} is no folded stack (`root;…;leaf COUNT`); the formats that can be compared are \
-         a pprof profile (.pb.gz) and folded stacks (.folded)"
+         a bundle (.zip), a pprof profile (.pb.gz) and folded stacks (.folded)"
     )]
     Line(usize),
     #[error(transparent)]
@@ -89,6 +89,7 @@ pub(super) fn parse(text: &str, label: &str) -> Result<Side, Reason> {
         seconds: header.seconds,
         cpu_seconds: header.frequency.map(|frequency| samples / frequency),
         processes: header.ours.then_some(true),
+        traffic: None,
         stacks,
     })
 }

@@ -86,6 +86,7 @@ pub(super) fn parse(bytes: &[u8], label: &str) -> Result<Side, Reason> {
         seconds: (parts.duration > 0).then_some(parts.duration as f64 / 1e9),
         cpu_seconds: unit.map(|unit| reader.cpu * unit),
         processes: Some(reader.processes),
+        traffic: None,
         stacks: reader.stacks,
     })
 }

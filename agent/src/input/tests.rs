@@ -48,6 +48,19 @@ fn our_own_formats_agree() {
 }
 
 #[test]
+fn a_bundle_has_the_same_stacks_and_more() {
+    let capture = fixture::capture::capture();
+    let bytes = crate::bundle::write(&capture).unwrap();
+    let side = parse(&bytes, "x").unwrap();
+    let folded = read_back(&capture.profile, Format::Folded);
+    assert_eq!(named(&side), named(&folded));
+    assert!(side.traffic.is_some());
+    for end in [2, 100, bytes.len() / 2, bytes.len() - 1] {
+        assert!(parse(&bytes[..end], "x").is_err(), "{end}");
+    }
+}
+
+#[test]
 fn cpu_time_is_the_same_from_both() {
     let profile = fixture::profile();
     let (pprof, folded) = (

@@ -19,6 +19,8 @@ const ROWS: usize = 10;
 pub enum Format {
     /// Two flame graphs in the colours of the change.
     Svg,
+    /// One page with the picture and tables that can be sorted.
+    Html,
     /// GitHub-flavoured Markdown.
     Markdown,
     /// `agent.diff/1`.
@@ -27,12 +29,13 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 3] = [Format::Svg, Format::Markdown, Format::Json];
+    pub const ALL: [Format; 4] = [Format::Svg, Format::Html, Format::Markdown, Format::Json];
 
     /// Its name, which is the extension of its files too.
     pub const fn name(self) -> &'static str {
         match self {
             Format::Svg => "svg",
+            Format::Html => "html",
             Format::Markdown => "md",
             Format::Json => "json",
         }
@@ -53,6 +56,7 @@ impl Format {
 pub fn render(format: Format, diff: &Diff) -> io::Result<Vec<u8>> {
     match format {
         Format::Svg => Ok(svg::render(diff).into_bytes()),
+        Format::Html => Ok(content::html(diff, svg::element(diff))?.into_bytes()),
         Format::Markdown => Ok(content::markdown(diff).into_bytes()),
         Format::Json => json::render(diff),
     }
@@ -87,6 +91,10 @@ pub fn text(diff: &Diff, style: Style, width: usize) -> String {
         if list.len() > ROWS {
             lines.push(style.paint(Tone::Dim, &format!("{ROWS} of {} shown", list.len())));
         }
+    }
+    if diff.traffic.is_some() {
+        lines.push(String::new());
+        lines.push("connections and failing calls: -o diff.md or -o diff.html".to_owned());
     }
     lines.push(String::new());
     let notes = diff.notes.iter().map(|note| super::escape::plain(note));

@@ -26,7 +26,7 @@ pub fn markdown(capture: &Capture) -> String {
 /// The data of the flame graph cannot be serialized, which is a bug.
 pub fn html(capture: &Capture) -> serde_json::Result<String> {
     let document = content::document(&Report::new(capture));
-    html::render(&document, &capture.profile)
+    html::render(&document, Some(&capture.profile))
 }
 
 #[cfg(test)]

@@ -35,8 +35,16 @@ struct Frame<'a> {
     width: f64,
 }
 
-/// Both captures in one picture.
+/// Both captures in one picture, as a file.
 pub(super) fn render(diff: &Diff) -> String {
+    format!(
+        "<?xml version=\"1.0\" standalone=\"no\"?>\n{}\n",
+        element(diff)
+    )
+}
+
+/// The same as an element of a page. It has no style of its own, which a page's policy may forbid.
+pub(super) fn element(diff: &Diff) -> String {
     let totals = [diff.before.stacks.total(), diff.after.stacks.total()].map(|it| it as f64);
     let picture = Picture {
         diff,
@@ -82,12 +90,9 @@ impl<'a> Picture<'a> {
         let height = HEAD + heights[0] + heights[1] + 10;
         let answer = escape::xml(&sentence(self.diff));
         let mut out = format!(
-            "<?xml version=\"1.0\" standalone=\"no\"?>\n\
-             <svg version=\"1.1\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" \
-             xmlns=\"http://www.w3.org/2000/svg\" role=\"img\">\
+            "<svg version=\"1.1\" width=\"{WIDTH}\" height=\"{height}\" viewBox=\"0 0 {WIDTH} {height}\" \
+             xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" font-family=\"monospace\" font-size=\"12\" fill=\"#000\">\
              <title>{answer}</title>\
-             <style>text {{ font-family: monospace; font-size: 12px; fill: #000 }} \
-             .h {{ font-size: 16px }}</style>\
              <rect width=\"100%\" height=\"100%\" fill=\"#f8f8f8\"/>"
         );
         self.head(&mut out);
@@ -97,7 +102,7 @@ impl<'a> Picture<'a> {
             let label = escape::truncate_middle(&escape::plain(&side.label), 80).into_owned();
             let _ = write!(
                 out,
-                "<text x=\"{MARGIN}\" y=\"{}\" class=\"h\">{name}: {} ({})</text>",
+                "<text x=\"{MARGIN}\" y=\"{}\" font-size=\"16\">{name}: {} ({})</text>",
                 top + 20,
                 escape::xml(&label),
                 escape::xml(&size(side)),
@@ -107,7 +112,7 @@ impl<'a> Picture<'a> {
             }
             top += height;
         }
-        out += "</svg>\n";
+        out += "</svg>";
         out
     }
 
@@ -117,7 +122,7 @@ impl<'a> Picture<'a> {
         let measure = escape::plain(&self.diff.measure.words()).into_owned();
         let _ = write!(
             out,
-            "<text x=\"{MARGIN}\" y=\"24\" class=\"h\">{}</text>\
+            "<text x=\"{MARGIN}\" y=\"24\" font-size=\"16\">{}</text>\
              <text x=\"{MARGIN}\" y=\"46\">Shares of {}; each side's total is 100 %. Hover for both shares.</text>",
             escape::xml(&answer),
             escape::xml(&measure),

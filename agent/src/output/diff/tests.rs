@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 use super::*;
-use crate::diff::{Measure, Side, Stacks};
+use crate::diff::{Measure, Side, Stacks, Traffic};
+use crate::output::html::tests::elements;
 use crate::output::{escape, fixture};
 use quick_xml::Reader;
 use quick_xml::events::Event;
@@ -18,6 +19,7 @@ fn side(label: &str, stacks: &[(&[&str], u64)]) -> Side {
         seconds: Some(30.0),
         cpu_seconds: Some(10.0),
         processes: Some(true),
+        traffic: None,
         stacks: all,
     }
 }
@@ -62,7 +64,8 @@ fn rendered(format: Format, diff: &Diff) -> String {
 #[test]
 fn golden() {
     let diff = example();
-    for format in Format::ALL {
+    // The page's own scripts and styles are another's golden file.
+    for format in [Format::Svg, Format::Markdown, Format::Json] {
         let name = format!("diff.{}", format.name());
         fixture::check_golden(&name, rendered(format, &diff).as_bytes());
     }
@@ -116,13 +119,73 @@ fn hostile_names_are_text_everywhere() {
         match reader.read_event().unwrap() {
             Event::Start(tag) | Event::Empty(tag) => {
                 let name = tag.name();
-                let known = [&b"svg"[..], b"title", b"style", b"rect", b"text", b"g"];
+                let known = [&b"svg"[..], b"title", b"rect", b"text", b"g"];
                 assert!(known.contains(&name.as_ref()), "{name:?}");
             }
             Event::Eof => break,
             _ => {}
         }
     }
+}
+
+#[test]
+fn a_page_has_the_picture_and_the_tables() {
+    let page = rendered(Format::Html, &example());
+    assert!(page.contains("default-src 'none'"));
+    assert!(page.contains(&svg::element(&example())));
+    assert!(page.contains("<h2>Flame graphs of the change</h2>"));
+    let tables = page.matches("<table class=\"sortable\">").count();
+    assert_eq!(tables, 2);
+    // Names make no element that there is not without them.
+    let known = elements(&page);
+    for element in elements(&rendered(Format::Html, &hostile())) {
+        assert!(known.contains(&element), "{element:?}");
+    }
+    // A policy with hashes forbids styles within elements.
+    assert!(!svg::element(&example()).contains("style"));
+}
+
+#[test]
+fn bundles_compare_their_connections_and_failures() {
+    let mut captures = [fixture::capture::capture(), fixture::capture::capture()];
+    let last = captures[1]
+        .connections
+        .iter_mut()
+        .rfind(|document| document.last)
+        .unwrap();
+    let remotes = last.remotes.as_mut().unwrap();
+    remotes[0].rate *= 2.0;
+    let name = remotes[0].remote.clone();
+    let report = captures[1]
+        .syscalls
+        .iter_mut()
+        .rfind(|report| report.last)
+        .unwrap();
+    report.errors[0].count += 30_000;
+    let sides = captures.each_ref().map(|capture| Traffic::of(capture));
+    let stacks: &[(&[&str], u64)] = &[(&["f"], 500)];
+    let [before, after] = sides.map(|traffic| Side {
+        traffic: Some(traffic),
+        ..side("x.zip", stacks)
+    });
+    let diff = Diff::new(before, after).unwrap();
+    let (remotes, failures) = diff.traffic.as_ref().unwrap();
+    let remote = remotes.iter().find(|remote| remote.remote == name).unwrap();
+    let [before, after] = remote.red.map(|red| red.unwrap().rate);
+    assert_eq!(after, 2.0 * before);
+    assert!(failures[0].rates[1] > failures[0].rates[0]);
+    let markdown = rendered(Format::Markdown, &diff);
+    for text in [
+        "## Connections",
+        "## Failing system calls",
+        &name,
+        &failures[0].name,
+    ] {
+        assert!(markdown.contains(text), "{text}: {markdown}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&rendered(Format::Json, &diff)).unwrap();
+    assert_eq!(json["failing_calls"][0]["call"], failures[0].name);
+    assert!(json["connections"][0]["after"]["requests_per_second"].is_number());
 }
 
 #[test]

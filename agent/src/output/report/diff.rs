@@ -1,7 +1,7 @@
 //! What stands in the comparison of two captures, in its order.
 
 use super::document::{Block, Cell, Document, Inline, Line, Remark, Table, names, numbers};
-use crate::diff::{By, Change, Diff, Measure, Side, Verdict};
+use crate::diff::{By, Change, Diff, Failure, Measure, Pair, Red, Remote, Side, Verdict};
 use crate::output::table::Tone;
 
 /// Rows of a table.
@@ -17,6 +17,19 @@ const METHOD: &str = "A difference is noise unless a two-proportion z-test on th
 /// The comparison as GitHub-flavoured Markdown.
 pub fn markdown(diff: &Diff) -> String {
     super::markdown::render(&document(diff))
+}
+
+/// The comparison as one HTML page with this picture, which asks for nothing from anywhere.
+///
+/// # Errors
+/// What is embedded cannot be serialized, which is a bug.
+pub fn html(diff: &Diff, picture: String) -> serde_json::Result<String> {
+    let mut document = document(diff);
+    document.blocks.insert(0, Block::Picture(picture));
+    document
+        .blocks
+        .insert(0, Block::Section("graph", "Flame graphs of the change"));
+    super::html::render(&document, None)
 }
 
 /// The answer in a sentence, without markup; names are as they are.
@@ -66,11 +79,19 @@ fn plain(line: &Line) -> String {
 }
 
 pub(super) fn document(diff: &Diff) -> Document {
-    let mut blocks = vec![Block::Flame];
-    blocks.push(Block::Section("own", "By a function's own time"));
+    let mut blocks = vec![Block::Section("own", "By a function's own time")];
     blocks.extend(tables(diff, By::Own));
     blocks.push(Block::Section("total", "With all that it calls"));
     blocks.extend(tables(diff, By::Total));
+    if let Some((remotes, failures)) = &diff.traffic {
+        blocks.push(Block::Section("connections", "Connections"));
+        blocks.push(or_nothing(
+            connections(remotes),
+            "Neither had connections with requests.",
+        ));
+        blocks.push(Block::Section("failures", "Failing system calls"));
+        blocks.push(or_nothing(failing(failures), "Neither had failing calls."));
+    }
     let notes = diff.notes.iter().map(|note| Block::Note(Line::code(note)));
     blocks.extend(notes);
     if diff.is_tested() {
@@ -150,10 +171,7 @@ fn tables(diff: &Diff, by: By) -> Vec<Block> {
     ] {
         blocks.push(Block::Heading(title));
         let table = table(diff, grew, by);
-        blocks.push(match table.all {
-            0 => Block::Paragraph(Line::text(none)),
-            _ => Block::Table(table),
-        });
+        blocks.push(or_nothing(table, none));
     }
     blocks
 }
@@ -182,6 +200,93 @@ fn table(diff: &Diff, grew: bool, by: By) -> Table {
         rows: rows.collect(),
         short: ROWS,
         all: list.len(),
+    }
+}
+
+/// The table, or these words where it has no rows.
+fn or_nothing(table: Table, none: &str) -> Block {
+    match table.all {
+        0 => Block::Paragraph(Line::text(none)),
+        _ => Block::Table(table),
+    }
+}
+
+/// Rate, errors and duration by remote.
+fn connections(remotes: &[Remote]) -> Table {
+    let columns = vec![
+        names("remote", "whom it talks to"),
+        names("role", "who connected"),
+        numbers("req/s before", "requests per second"),
+        numbers("after", ""),
+        numbers("p50 before", "median of the requests' times"),
+        numbers("after", ""),
+        numbers("p99 before", "99th percentile"),
+        numbers("after", ""),
+        numbers("errors/s before", "resets and failed connects per second"),
+        numbers("after", ""),
+    ];
+    let rows = remotes.iter().take(MORE_ROWS).map(|remote| {
+        let mut row = vec![
+            Cell::code(&remote.remote),
+            Cell::text(format!("{:?}", remote.role).to_lowercase()),
+        ];
+        row.extend(figures(&remote.red));
+        row
+    });
+    Table {
+        columns,
+        rows: rows.collect(),
+        short: ROWS,
+        all: remotes.len(),
+    }
+}
+
+fn figures(red: &Pair<Red>) -> Vec<Cell> {
+    let cells = |value: fn(&Red) -> Option<f64>, show: fn(f64) -> String| {
+        red.each_ref()
+            .map(|side| match side.as_ref().and_then(value) {
+                Some(value) => Cell::number(show(value), value),
+                None => Cell::text("–"),
+            })
+    };
+    [
+        cells(|red| Some(red.rate), super::words::rate),
+        cells(|red| Some(red.latency?.0), super::words::time),
+        cells(|red| Some(red.latency?.1), super::words::time),
+        cells(|red| Some(red.errors), super::words::rate),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Failing calls by their rates.
+fn failing(failures: &[Failure]) -> Table {
+    let columns = vec![
+        names("call", "system call and error"),
+        numbers("per second before", ""),
+        numbers("after", ""),
+        numbers("difference", ""),
+    ];
+    let rows = failures.iter().take(MORE_ROWS).map(|failure| {
+        let [before, after] = failure.rates;
+        let difference = after - before;
+        let sign = if difference < 0.0 { "-" } else { "+" };
+        vec![
+            Cell::code(&failure.name),
+            Cell::number(super::words::rate(before), before),
+            Cell::number(super::words::rate(after), after),
+            Cell::number(
+                format!("{sign}{}", super::words::rate(difference.abs())),
+                difference,
+            ),
+        ]
+    });
+    Table {
+        columns,
+        rows: rows.collect(),
+        short: ROWS,
+        all: failures.len(),
     }
 }
 

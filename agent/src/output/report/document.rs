@@ -202,6 +202,8 @@ pub(super) enum Block {
     Timeline(Vec<Series>),
     /// The flame graph, where it can be shown.
     Flame,
+    /// A picture in SVG, made safe, where it can be shown.
+    Picture(String),
     /// Lines for a shell.
     Commands(Vec<String>),
 }

@@ -33,7 +33,7 @@ fn block(block: &Block) -> Option<String> {
         Block::List(lines) => list(lines),
         Block::Table(content) => table(content),
         Block::Timeline(series) => timeline(series),
-        Block::Flame => return None,
+        Block::Flame | Block::Picture(_) => return None,
         Block::Commands(commands) => fenced(commands),
     })
 }
