@@ -13,6 +13,7 @@
 mod accounting;
 mod bad_input;
 mod completeness;
+mod diff;
 mod elf;
 mod harness;
 mod lifecycle;
@@ -20,6 +21,7 @@ mod names;
 mod namespaces;
 mod outputs;
 mod peers;
+mod pprof;
 mod split;
 mod syscalls;
 mod tcp;
