@@ -162,7 +162,7 @@ fn bundles_compare_their_connections_and_failures() {
         .rfind(|report| report.last)
         .unwrap();
     report.errors[0].count += 30_000;
-    let sides = captures.each_ref().map(|capture| Traffic::of(capture));
+    let sides = captures.each_ref().map(Traffic::of);
     let stacks: &[(&[&str], u64)] = &[(&["f"], 500)];
     let [before, after] = sides.map(|traffic| Side {
         traffic: Some(traffic),
