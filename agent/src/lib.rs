@@ -38,6 +38,7 @@ pub mod probe;
 pub mod process;
 pub mod profile;
 pub mod protobuf;
+pub mod recorder;
 pub mod report;
 pub mod session;
 pub mod symbolize;

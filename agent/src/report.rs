@@ -13,7 +13,7 @@ use crate::syscalls::Failure;
 use crate::tcp::Role;
 use crate::tcp::view::{Parts, RemoteRow, Row};
 
-use paths::HotPath;
+use paths::Paths;
 use timeline::Timeline;
 use usage::Usage;
 
@@ -25,7 +25,7 @@ pub struct Report<'a> {
     /// Utilisation and saturation of the CPUs.
     pub usage: Usage,
     /// The heaviest call paths.
-    pub paths: Vec<HotPath>,
+    pub paths: Paths,
     /// Servers that the target connects to: those that only fail first, then by p99, the longest first.
     pub upstreams: Vec<&'a RemoteRow>,
     /// Those that connect to the target, in the same order.
@@ -64,7 +64,7 @@ impl<'a> Report<'a> {
         Self {
             capture,
             usage: Usage::new(capture),
-            paths: paths::hottest(&capture.profile),
+            paths: Paths::new(&capture.profile),
             upstreams: of_role(Role::Client),
             clients: of_role(Role::Server),
             unknown: of_role(Role::Unknown),

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use super::diff_args::DiffArgs;
 use super::profile_args::ProfileArgs;
+use super::record_args::RecordArgs;
 use super::report_args::ReportArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
@@ -22,6 +23,7 @@ use super::tcp_args::TcpArgs;
 Examples:
   sudo agent profile --pid 4242         a flame graph of 30 s of a running process
   sudo agent profile -- ./server -p 80  of a program, from its first instruction to its exit
+  sudo agent record --pid 4242          everything at once, to attach to a ticket
 
 `agent COMMAND --help` has more. The agent needs root or the capabilities that it names."
 )]
@@ -43,6 +45,8 @@ pub enum Command {
     Tcp(TcpArgs),
     /// Count which system calls of a process fail, with what, on which argument
     Syscalls(SyscallsArgs),
+    /// Record samples, connections and failing calls together into one bundle for a ticket
+    Record(RecordArgs),
     /// Take reports and files of any format out of a bundle
     Report(ReportArgs),
     /// Compare two captures: which functions grew, which shrank, and whether that is noise

@@ -13,6 +13,8 @@ pub mod launch;
 pub mod profile;
 pub mod profile_args;
 pub mod program;
+pub mod record;
+pub mod record_args;
 pub mod report;
 pub mod report_args;
 pub mod run;

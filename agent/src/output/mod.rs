@@ -5,6 +5,7 @@
 
 pub mod diff;
 pub mod escape;
+pub mod findings;
 mod folded;
 pub mod html;
 mod intern;

@@ -1,26 +1,92 @@
-//! The heaviest call paths of a profile: not every stack, and not only functions.
+//! The heaviest call paths of a profile, as a tree that shows no more than matters.
 //!
-//! The stacks of all threads are merged into a tree by function. From the root a path goes into the
-//! callee with the most samples for as long as that one has at least half of its caller's, or a
-//! tenth of all. Where it ends, the samples below are set aside as that path's, and the next path is
-//! looked for in what is left. So each sample is in one path at most, and shares can be added up.
+//! The stacks of all threads are merged by function, root first. A line of the tree goes on from a
+//! caller into its heaviest callee for as long as that one keeps three quarters of the samples that
+//! the line began with. Where the work divides, each callee with at least a certain share of all
+//! samples begins a line of its own below; that share is a twenty-fifth, or as much more as it
+//! takes to have at most twenty lines.
 
 use std::collections::HashMap;
 
 use crate::profile::{Frame, FrameId, Profile, Space};
 
-/// Paths looked for.
-const MAX_PATHS: usize = 12;
-/// A path with a smaller share of all samples than one in this many is not worth a line.
-const SMALLEST: u64 = 100;
+/// Most lines of the tree.
+const MAX_LINES: usize = 20;
+/// Shares of all samples, in percent, that a line must have at least: the first that leaves few
+/// enough lines.
+const SMALLEST_PERCENT: [u64; 6] = [4, 6, 8, 10, 15, 25];
 
-/// One of the heaviest call paths.
+/// The tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Its lines, each before those below it; of siblings the heaviest first.
+    pub lines: Vec<Branch>,
+    /// Share of all samples, in percent, that a line has at least.
+    pub smallest_percent: u64,
+}
+
+/// A line of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HotPath {
-    /// Its functions, root first; of each function the frame that was met first.
+pub struct Branch {
+    /// Lines above it.
+    pub depth: usize,
+    /// Its functions, caller first; of each the frame that was met first.
     pub frames: Vec<FrameId>,
-    /// Samples below it that are in no path before it.
+    /// Samples in the last of its functions and below.
     pub samples: u64,
+}
+
+impl Paths {
+    /// Of this profile.
+    pub fn new(profile: &Profile) -> Self {
+        let nodes = tree(profile);
+        let all = profile.samples();
+        let mut paths = Self::default();
+        for percent in SMALLEST_PERCENT {
+            let smallest = (all.saturating_mul(percent) / 100).max(1);
+            paths = Self {
+                lines: lines(&nodes, smallest),
+                smallest_percent: percent,
+            };
+            if paths.lines.len() <= MAX_LINES {
+                break;
+            }
+        }
+        paths.lines.truncate(MAX_LINES);
+        paths
+    }
+
+    /// The heaviest line with at most three quarters of all samples (what has more says nothing
+    /// that nobody knew), with the functions from the root to it; else the heaviest one.
+    pub fn hottest(&self, all: u64) -> Option<Branch> {
+        let divided = |line: &&Branch| line.samples.saturating_mul(4) <= all.saturating_mul(3);
+        let heaviest = |a: &(usize, &Branch), b: &(usize, &Branch)| {
+            // Of equals the first.
+            (a.1.samples.cmp(&b.1.samples)).then(b.0.cmp(&a.0))
+        };
+        let lines = || self.lines.iter().enumerate();
+        let (at, line) = lines()
+            .filter(|(_, line)| divided(line))
+            .max_by(heaviest)
+            .or_else(|| lines().max_by(heaviest))?;
+        let mut path = vec![line];
+        for above in self.lines.iter().take(at).rev() {
+            if path
+                .last()
+                .is_some_and(|below| above.depth + 1 == below.depth)
+            {
+                path.push(above);
+            }
+        }
+        Some(Branch {
+            frames: path
+                .iter()
+                .rev()
+                .flat_map(|line| line.frames.clone())
+                .collect(),
+            ..line.clone()
+        })
+    }
 }
 
 /// What makes frames one function: the place in it, its line and the file it came from do not
@@ -52,33 +118,13 @@ impl<'a> Function<'a> {
     }
 }
 
-/// A function at its place in the tree.
+/// A function at its place in the merged stacks.
+#[derive(Default)]
 struct Node {
     frame: FrameId,
-    parent: usize,
     children: Vec<usize>,
-    /// Samples in it and below that are in no path yet.
-    left: u64,
-}
-
-/// The paths, most samples first.
-pub fn hottest(profile: &Profile) -> Vec<HotPath> {
-    let mut nodes = tree(profile);
-    let all = profile.samples();
-    let mut paths = Vec::new();
-    while paths.len() < MAX_PATHS {
-        let Some(end) = descend(&nodes, all) else {
-            break;
-        };
-        let found = take(&mut nodes, end);
-        if found.samples.saturating_mul(SMALLEST) >= all && !found.frames.is_empty() {
-            paths.push(found);
-        } else if found.frames.is_empty() {
-            break;
-        }
-    }
-    paths.sort_by_key(|path| std::cmp::Reverse(path.samples));
-    paths
+    /// Samples in it and below.
+    samples: u64,
 }
 
 /// The merged stacks; the first node is the root, which is no function.
@@ -88,12 +134,7 @@ fn tree(profile: &Profile) -> Vec<Node> {
         .zip(&profile.frames)
         .map(|(id, frame)| *ids.entry(Function::of(frame)).or_insert(id))
         .collect();
-    let mut nodes = vec![Node {
-        frame: 0,
-        parent: 0,
-        children: Vec::new(),
-        left: 0,
-    }];
+    let mut nodes = vec![Node::default()];
     let mut at: HashMap<(usize, FrameId), usize> = HashMap::new();
     for stack in &profile.stacks {
         let mut here = 0;
@@ -102,24 +143,30 @@ fn tree(profile: &Profile) -> Vec<Node> {
             let Some(&frame) = functions.get(*id as usize) else {
                 continue;
             };
-            here = match at.get(&(here, frame)) {
-                Some(&child) => child,
-                None => {
-                    let child = nodes.len();
-                    nodes.push(Node {
-                        frame,
-                        parent: here,
-                        children: Vec::new(),
-                        left: 0,
-                    });
-                    at.insert((here, frame), child);
-                    if let Some(parent) = nodes.get_mut(here) {
-                        parent.children.push(child);
-                    }
-                    child
+            here = *at.entry((here, frame)).or_insert_with(|| {
+                let child = nodes.len();
+                nodes.push(Node {
+                    frame,
+                    ..Node::default()
+                });
+                if let Some(parent) = nodes.get_mut(here) {
+                    parent.children.push(child);
                 }
-            };
+                child
+            });
             add(&mut nodes, here, stack.count);
+        }
+    }
+    for at in 0..nodes.len() {
+        let mut children = nodes
+            .get_mut(at)
+            .map(|node| std::mem::take(&mut node.children))
+            .unwrap_or_default();
+        let samples = |child: &usize| nodes.get(*child).map_or(0, |node| node.samples);
+        // A stable sort: of equals the one that was met first.
+        children.sort_by_key(|child| std::cmp::Reverse(samples(child)));
+        if let Some(node) = nodes.get_mut(at) {
+            node.children = children;
         }
     }
     nodes
@@ -127,65 +174,49 @@ fn tree(profile: &Profile) -> Vec<Node> {
 
 fn add(nodes: &mut [Node], at: usize, count: u64) {
     if let Some(node) = nodes.get_mut(at) {
-        node.left += count;
+        node.samples += count;
     }
 }
 
-/// Where the heaviest path of what is left ends; `None` where nothing is left.
-fn descend(nodes: &[Node], all: u64) -> Option<usize> {
-    let mut here = 0;
-    let mut left = nodes.first()?.left;
-    if left == 0 {
-        return None;
-    }
-    loop {
-        let heaviest = nodes
-            .get(here)?
-            .children
-            .iter()
-            .filter_map(|&child| Some((child, nodes.get(child)?.left)))
-            // Of equals the one that was seen first.
+/// The lines of the tree whose samples are `smallest` or more, but no more than one beyond
+/// [`MAX_LINES`].
+fn lines(nodes: &[Node], smallest: u64) -> Vec<Branch> {
+    let mut lines = Vec::new();
+    let begin = |node: &Node, depth: usize| {
+        let heavy = node.children.iter().copied().filter(|&child| {
+            nodes
+                .get(child)
+                .is_some_and(|child| child.samples >= smallest)
+        });
+        heavy
+            .map(move |child| (child, depth))
             .rev()
-            .max_by_key(|(_, left)| *left);
-        match heaviest {
-            Some((child, below))
-                if below > 0
-                    && (below.saturating_mul(2) >= left || below.saturating_mul(10) >= all) =>
-            {
-                (here, left) = (child, below);
-            }
-            _ => return Some(here),
+            .collect::<Vec<_>>()
+    };
+    let mut pending = nodes.first().map(|root| begin(root, 0)).unwrap_or_default();
+    while let Some((first, depth)) = pending.pop() {
+        let Some(mut node) = nodes.get(first) else {
+            continue;
+        };
+        let began = node.samples;
+        let mut frames = vec![node.frame];
+        while let Some(next) = node.children.first().and_then(|&child| nodes.get(child))
+            && next.samples.saturating_mul(4) >= began.saturating_mul(3)
+        {
+            frames.push(next.frame);
+            node = next;
         }
-    }
-}
-
-/// Takes the path to this node out of the tree.
-fn take(nodes: &mut [Node], end: usize) -> HotPath {
-    let samples = nodes.get(end).map_or(0, |node| node.left);
-    let mut frames = Vec::new();
-    let mut here = end;
-    // A parent stands before its children.
-    while let Some(node) = nodes.get_mut(here) {
-        node.left -= samples.min(node.left);
-        if here == 0 {
+        lines.push(Branch {
+            depth,
+            frames,
+            samples: node.samples,
+        });
+        if lines.len() > MAX_LINES {
             break;
         }
-        frames.push(node.frame);
-        here = node.parent;
+        pending.extend(begin(node, depth + 1));
     }
-    zero_below(nodes, end);
-    frames.reverse();
-    HotPath { frames, samples }
-}
-
-fn zero_below(nodes: &mut [Node], end: usize) {
-    let mut pending = vec![end];
-    while let Some(at) = pending.pop() {
-        if let Some(node) = nodes.get_mut(at) {
-            node.left = 0;
-            pending.extend(&node.children);
-        }
-    }
+    lines
 }
 
 #[cfg(test)]
@@ -195,7 +226,7 @@ mod tests {
     use crate::output::fixture;
     use agent_ebpf::End;
 
-    fn profile(stacks: &[(&str, u64)]) -> Profile {
+    fn profile(stacks: &[(String, u64)]) -> Profile {
         let mut profile = fixture::empty();
         for (path, count) in stacks {
             let frames: Vec<Frame> = path
@@ -207,47 +238,78 @@ mod tests {
         profile
     }
 
-    fn shown(profile: &Profile) -> Vec<(String, u64)> {
-        let name = |id: &u32| profile.frames[*id as usize].function.clone().unwrap();
-        hottest(profile)
+    fn named(stacks: &[(&str, u64)]) -> Profile {
+        let stacks: Vec<(String, u64)> = stacks
             .iter()
-            .map(|path| {
-                let names: Vec<String> = path.frames.iter().map(name).collect();
-                (names.join(" "), path.samples)
+            .map(|&(path, count)| (path.to_owned(), count))
+            .collect();
+        profile(&stacks)
+    }
+
+    fn names(profile: &Profile, branch: &Branch) -> String {
+        let name = |id: &u32| profile.frames[*id as usize].function.clone().unwrap();
+        let names: Vec<String> = branch.frames.iter().map(name).collect();
+        names.join(" ")
+    }
+
+    fn shown(profile: &Profile) -> Vec<String> {
+        Paths::new(profile)
+            .lines
+            .iter()
+            .map(|line| {
+                let indent = "-".repeat(line.depth);
+                format!("{indent}{} {}", names(profile, line), line.samples)
             })
             .collect()
     }
 
     #[test]
-    fn a_path_ends_where_the_work_spreads_out() {
-        let profile = profile(&[
-            ("main loop write a", 15),
-            ("main loop write b", 14),
-            ("main loop write c", 9),
-            ("main loop write d", 9),
+    fn lines_begin_where_the_work_divides() {
+        let profile = named(&[
+            ("main loop write send a", 40),
+            ("main loop write send b", 9),
             ("main loop read", 30),
             ("main loop", 3),
-            ("main exit", 20),
+            ("main exit", 18),
         ]);
-        let shown = shown(&profile);
-        let path = |path: &str, samples| (path.to_owned(), samples);
         assert_eq!(
-            shown[..4],
-            [
-                path("main loop read", 30),
-                path("main exit", 20),
-                path("main loop write a", 15),
-                path("main loop write b", 14),
-            ]
+            shown(&profile),
+            ["main loop 82", "-write send a 40", "-read 30",]
         );
-        assert_eq!(shown.iter().map(|(_, samples)| samples).sum::<u64>(), 100);
+        let hottest = Paths::new(&profile).hottest(100).unwrap();
+        assert_eq!(names(&profile, &hottest), "main loop write send a");
     }
 
     #[test]
-    fn many_small_callees_are_one_path() {
-        let stacks: Vec<(String, u64)> = (0..50).map(|n| (format!("main loop f{n}"), 2)).collect();
-        let stacks: Vec<(&str, u64)> = stacks.iter().map(|(path, n)| (path.as_str(), *n)).collect();
-        assert_eq!(shown(&profile(&stacks)), [("main loop".to_owned(), 100)]);
+    fn a_trunk_is_the_hottest_path_only_where_there_is_nothing_else() {
+        let hottest = |stacks: &[(&str, u64)]| {
+            let profile = named(stacks);
+            let branch = Paths::new(&profile).hottest(profile.samples()).unwrap();
+            (names(&profile, &branch), branch.samples)
+        };
+        let named = |path: &str, samples| (path.to_owned(), samples);
+        assert_eq!(
+            hottest(&[("main a", 97), ("main b", 3)]),
+            named("main a", 97)
+        );
+        assert_eq!(
+            hottest(&[("m a b x", 30), ("m a b y", 29), ("m c", 41)]),
+            named("m a b", 59)
+        );
+    }
+
+    #[test]
+    fn a_tree_is_never_long() {
+        let stacks: Vec<(String, u64)> = (0..500)
+            .map(|n| (format!("main f{} g{} h{n}", n / 100, n / 20), 2))
+            .collect();
+        let profile = profile(&stacks);
+        let paths = Paths::new(&profile);
+        assert!(paths.lines.len() <= MAX_LINES);
+        assert!(
+            paths.smallest_percent > 4 && paths.lines.len() > 3,
+            "{paths:?}"
+        );
     }
 
     #[test]
@@ -260,14 +322,14 @@ mod tests {
             };
             fixture::push(&mut profile, &[frame], End::Root, 5);
         }
-        assert_eq!(shown(&profile), [("f".to_owned(), 10)]);
+        assert_eq!(shown(&profile), ["f 10"]);
     }
 
     #[test]
     fn stacks_without_frames_are_no_path() {
         let mut profile = fixture::empty();
         fixture::push(&mut profile, &[], End::Root, 5);
-        assert_eq!(hottest(&profile), []);
-        assert_eq!(hottest(&fixture::empty()), []);
+        assert!(Paths::new(&profile).lines.is_empty());
+        assert_eq!(Paths::new(&fixture::empty()).hottest(0), None);
     }
 }

@@ -37,7 +37,8 @@ pub enum Span {
 }
 
 impl Span {
-    fn seconds(self) -> f64 {
+    /// Its length.
+    pub fn seconds(self) -> f64 {
         match self {
             Span::Interval(seconds) | Span::Run(seconds) => seconds,
         }

@@ -200,6 +200,8 @@ pub(super) enum Block {
     Table(Table),
     /// Figures by second, all of the same seconds.
     Timeline(Vec<Series>),
+    /// Lines with their depth, each before those below it.
+    Tree(Vec<(usize, Line)>),
     /// The flame graph, where it can be shown.
     Flame,
     /// A picture in SVG, made safe, where it can be shown.

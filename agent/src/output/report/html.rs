@@ -114,6 +114,7 @@ fn blocks(blocks: &[Block]) -> String {
                 let charts = series.iter().map(chart).collect::<String>();
                 writeln!(out, "<div class=\"charts\">{charts}</div>")
             }
+            Block::Tree(lines) => writeln!(out, "{}", tree(lines)),
             Block::Flame => writeln!(
                 out,
                 "<div id=\"flame\"><noscript><p>The flame graph needs JavaScript; all else here does \
@@ -128,6 +129,34 @@ fn blocks(blocks: &[Block]) -> String {
     }
     if open {
         out += "</section>";
+    }
+    out
+}
+
+/// Nested lists.
+fn tree(lines: &[(usize, Line)]) -> String {
+    let mut out = String::new();
+    let mut open = 0;
+    for (depth, text) in lines {
+        // A line is at most one deeper than the one before.
+        if *depth >= open {
+            out += if open == 0 {
+                "<ul class=\"tree\">"
+            } else {
+                "<ul>"
+            };
+            open += 1;
+        } else {
+            out += "</li>";
+            out += &"</ul></li>".repeat(open - depth - 1);
+            open = depth + 1;
+        }
+        let _ = writeln!(out, "<li>{}", line(text));
+    }
+    if open > 0 {
+        out += "</li>";
+        out += &"</ul></li>".repeat(open - 1);
+        out += "</ul>";
     }
     out
 }

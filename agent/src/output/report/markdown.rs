@@ -33,6 +33,7 @@ fn block(block: &Block) -> Option<String> {
         Block::List(lines) => list(lines),
         Block::Table(content) => table(content),
         Block::Timeline(series) => timeline(series),
+        Block::Tree(lines) => tree(lines),
         Block::Flame | Block::Picture(_) => return None,
         Block::Commands(commands) => fenced(commands),
     })
@@ -42,6 +43,18 @@ fn list(lines: &[Line]) -> String {
     let lines: Vec<String> = lines
         .iter()
         .map(|text| format!("- {}", line(text, escape::markdown_code)))
+        .collect();
+    lines.join("\n")
+}
+
+/// A nested list.
+fn tree(lines: &[(usize, Line)]) -> String {
+    let lines: Vec<String> = lines
+        .iter()
+        .map(|(depth, text)| {
+            let indent = "  ".repeat(*depth);
+            format!("{indent}- {}", line(text, escape::markdown_code))
+        })
         .collect();
     lines.join("\n")
 }

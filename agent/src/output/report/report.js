@@ -18,7 +18,7 @@ for (const table of document.querySelectorAll('table.sortable')) {
 const place = document.getElementById('flame');
 if (place) {
   const graph = flame(place, embedded('profile'), { height: 420 });
-  for (const name of document.querySelectorAll('#cpu td code')) {
+  for (const name of document.querySelectorAll('#cpu td code, #cpu ul.tree code')) {
     const search = () => {
       if (graph.search(`"${name.textContent}"`) === 0) graph.search(name.textContent);
       place.scrollIntoView({ block: 'nearest' });

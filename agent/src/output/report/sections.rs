@@ -16,8 +16,8 @@ const MOST: usize = 400;
 const SHORT: usize = 10;
 /// Functions listed where there is room.
 const FUNCTIONS: usize = 100;
-/// Functions of a path that are shown from its root, and from its end.
-const PATH_ENDS: (usize, usize) = (2, 7);
+/// Functions shown of a line of the tree: its first and its last ones.
+const PATH_ENDS: (usize, usize) = (3, 4);
 /// Arguments shown of a failing call.
 const ARGUMENTS: usize = 3;
 
@@ -233,19 +233,18 @@ pub(super) fn cpu(report: &Report<'_>) -> Vec<Block> {
         let share = words::part_of(part, samples);
         Cell::number(words::share(share), share)
     };
-    let paths = report
-        .paths
-        .iter()
-        .map(|path| vec![share(path.samples), path_line(report, &path.frames).into()]);
-    let columns = vec![
-        numbers("share", "of all samples"),
-        names("path", "from its root"),
-    ];
-    blocks.push(table(columns, paths.collect(), 12, report.paths.len()));
-    blocks.push(Block::Note(Line::text(
-        "From the root a path goes into the callee with the most samples while that has half of \
-         its caller's, or a tenth of all. No sample is in two paths.",
-    )));
+    let lines = report.paths.lines.iter().map(|branch| {
+        let share = words::share(words::part_of(branch.samples, samples));
+        let line = Line::default().stress(share).say(" ");
+        (branch.depth, line.then(path_line(report, &branch.frames)))
+    });
+    blocks.push(Block::Tree(lines.collect()));
+    blocks.push(Block::Note(Line::text(format!(
+        "Share of all samples in the last function of a line and below. A line goes on into the \
+         heaviest callee while that keeps three quarters of what the line began with; where the \
+         work divides, callees with at least {} % of all samples begin lines of their own.",
+        report.paths.smallest_percent
+    ))));
     blocks.push(Block::Heading("Busiest functions"));
     let hottest = functions::hottest(profile);
     let rows = hottest.iter().take(FUNCTIONS).map(|hot| {

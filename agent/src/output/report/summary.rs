@@ -7,7 +7,7 @@ use super::words;
 use crate::output::summary as functions;
 use crate::output::table::Tone;
 use crate::output::text;
-use crate::profile::Frame;
+use crate::profile::{Frame, Space};
 use crate::report::moments::Moment;
 use crate::report::timeline::Subject;
 use crate::report::usage::{Entry, Thread};
@@ -18,6 +18,8 @@ use crate::tcp::view::RemoteRow;
 const LIMIT: f64 = 0.9;
 /// Share of the time that threads wanted a CPU and waited, from which it is said.
 const WAITING: f64 = 0.1;
+/// Failing calls per second from which the reader is warned.
+const OFTEN: f64 = 1.0;
 /// Complete stacks, in percent, below which the reader is warned.
 const COMPLETE: f64 = 99.0;
 
@@ -109,23 +111,27 @@ fn hottest(report: &Report<'_>) -> Option<Remark> {
     let profile = &report.capture.profile;
     let samples = profile.samples();
     let own = functions::hottest(profile).into_iter().next()?;
-    let path = report.paths.first()?;
-    let name = |frame: &Frame| text::frame_name(frame);
-    let frame = |id: &u32| profile.frames.get(*id as usize);
-    // What tells a path is where it ends in the program, and where it ends at all.
-    let last = path.frames.last().and_then(frame)?;
-    let user = path
+    let path = report.paths.hottest(samples)?;
+    let frames: Vec<&Frame> = path
         .frames
         .iter()
-        .filter_map(frame)
-        .rfind(|frame| frame.space == crate::profile::Space::User);
-    let mut line = Line::text(format!(
+        .filter_map(|&id| profile.frames.get(id as usize))
+        .collect();
+    // What tells a path is the program's own last function, and where it ends.
+    let last = *frames.last()?;
+    let own_last = frames
+        .iter()
+        .rfind(|frame| is_own(frame) && frame.function.is_some());
+    let line = Line::text(format!(
         "{} of the samples are below ",
         words::share(words::part_of(path.samples, samples))
     ));
-    line = match user {
-        Some(user) if user != last => line.name(name(user)).say(" › … › ").name(name(last)),
-        _ => line.name(name(last)),
+    let line = match own_last {
+        Some(own) if *own != last => line
+            .name(text::frame_name(own))
+            .say(" › … › ")
+            .name(text::frame_name(last)),
+        _ => line.name(text::frame_name(last)),
     };
     let line = line
         .say("; the busiest function is ")
@@ -135,6 +141,12 @@ fn hottest(report: &Report<'_>) -> Option<Remark> {
             words::share(words::part_of(own.self_samples, samples))
         ));
     Some(remark("Hot path", Tone::Normal, line))
+}
+
+/// Whether it is code of the program itself, as far as the name of its file tells.
+fn is_own(frame: &Frame) -> bool {
+    let library = |module: &str| module.contains(".so") || module.starts_with('[');
+    frame.space == Space::User && !frame.module.as_deref().is_some_and(library)
 }
 
 fn served(report: &Report<'_>) -> Option<Remark> {
@@ -225,7 +237,12 @@ fn errors(report: &Report<'_>) -> Remark {
         line = line.say("No system call failed but in the way of ordinary work.");
         return remark("Errors", tone, line);
     };
-    tone = if tone == Tone::Ok { Tone::Warn } else { tone };
+    let often = report.failures() as f64 / report.seconds() >= OFTEN;
+    tone = match tone {
+        Tone::Ok if often => Tone::Warn,
+        Tone::Ok => Tone::Normal,
+        tone => tone,
+    };
     let kinds = match report.failing.len() {
         1 => "one kind of system call fails that is not benign: ".to_owned(),
         many => format!("{many} kinds of system call fail that are not benign: "),
