@@ -26,7 +26,7 @@ change of the program from one of its load.
 
 Exit codes: 0 done, 1 failed, 2 usage.")]
 pub struct DiffArgs {
-    /// The capture of before: .pb.gz (of any tool) or .folded
+    /// The capture of before: a bundle (.zip), .pb.gz or .folded (of any tool)
     #[arg(value_name = "BEFORE")]
     pub before: PathBuf,
     /// The capture of after

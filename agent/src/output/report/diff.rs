@@ -37,11 +37,6 @@ pub fn sentence(diff: &Diff) -> String {
     plain(&answer(diff))
 }
 
-/// How it is decided what is noise.
-pub fn method() -> &'static str {
-    METHOD
-}
-
 /// A share from 0 to 1: `4.1 %`.
 pub fn share(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
