@@ -96,9 +96,10 @@ fn timeline(report: &Report<'_>) -> Vec<Block> {
             Cell::number(show(moment.median), moment.median),
         ]
     });
-    let rule = "A second stands out if it is further from the median of all seconds than five \
-                scaled MADs (1.4826 × the median absolute deviation), a third of the median, and \
-                for counts four times the median's root.";
+    let rule = "Of several remotes the p99 is that of the slowest. A second stands out if it is \
+                further from the median of all seconds than five scaled MADs (1.4826 × the median \
+                absolute deviation), a third of the median, and for counts four times the \
+                median's root.";
     if all == 0 {
         blocks.push(Block::Note(Line::text(format!(
             "No second stands out. {rule}"
@@ -249,6 +250,11 @@ fn reproduce(report: &Report<'_>) -> Vec<Block> {
 }
 
 fn command_line(words: &[String]) -> String {
+    // A program that renames itself leaves empty words behind its name.
+    let filled = words.iter().rposition(|word| !word.is_empty());
+    let words = words
+        .get(..filled.map_or(0, |last| last + 1))
+        .unwrap_or(words);
     let words: Vec<String> = words.iter().map(|word| words::shell(word)).collect();
     words.join(" ")
 }
