@@ -4,9 +4,12 @@
 //! [`content`] makes of the findings.
 
 mod content;
+mod cpu;
 mod document;
 mod html;
 mod markdown;
+mod reproduce;
+mod seconds;
 mod sections;
 mod summary;
 mod words;
