@@ -4,10 +4,13 @@
 //! [`content`] makes of the findings.
 
 mod content;
+mod cpu;
 pub mod diff;
 mod document;
 mod html;
 mod markdown;
+mod reproduce;
+mod seconds;
 mod sections;
 mod summary;
 mod words;
