@@ -29,6 +29,7 @@ pub mod preflight;
 pub mod probe;
 pub mod process;
 pub mod profile;
+pub mod serve;
 pub mod session;
 pub mod symbolize;
 pub mod syscalls;
