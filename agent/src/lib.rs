@@ -35,3 +35,4 @@ pub mod symbolize;
 pub mod syscalls;
 pub mod tcp;
 pub mod unwind;
+pub mod window;
