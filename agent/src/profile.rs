@@ -1,10 +1,15 @@
 //! The model of a profile: interned names and frames, stacks with their counts, the losses and
 //! the facts of the run. No I/O; every output is made from this alone.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use agent_ebpf::End;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+/// Name and version of the schema of a profile as JSON. A field may be added within a version; a
+/// change of meaning or a removal takes a new one.
+pub const SCHEMA: &str = "agent.profile/1";
 
 /// Index into [`Profile::frames`].
 pub type FrameId = u32;
@@ -15,7 +20,7 @@ pub type StackId = u32;
 pub const JIT_MODULE: &str = "[jit]";
 
 /// Where a frame's code lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Space {
     /// The program and its libraries.
@@ -49,7 +54,7 @@ pub struct Frame {
 }
 
 /// Why a frame has no function name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unnamed {
     /// The address lies in no file: JIT code without a perf map, or no mapping.
@@ -69,7 +74,7 @@ pub enum Unnamed {
 }
 
 /// One distinct call path of one thread's name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stack {
     /// The process.
     pub pid: u32,
@@ -82,7 +87,7 @@ pub struct Stack {
     /// Frames, root first: user frames, then the kernel's. Inlined functions are frames.
     pub frames: Vec<FrameId>,
     /// Why the user part ended.
-    #[serde(serialize_with = "end_name")]
+    #[serde(serialize_with = "end_name", deserialize_with = "end_of_name")]
     pub end: End,
     /// Samples.
     pub count: u64,
@@ -92,10 +97,17 @@ fn end_name<S: serde::Serializer>(end: &End, serializer: S) -> Result<S::Ok, S::
     serializer.serialize_str(end.name())
 }
 
+fn end_of_name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<End, D::Error> {
+    let name = Cow::<str>::deserialize(deserializer)?;
+    let found = End::ALL.iter().find(|end| end.name() == name);
+    let unknown = || serde::de::Error::custom(format_args!("`{name}` is no end of a stack"));
+    found.copied().ok_or_else(unknown)
+}
+
 /// What became of every tick of the sampling clock.
 ///
 /// `ticks = idle + other + emitted + Σ lost`, and `emitted = Σ stacks.count`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accounting {
     /// Times the sampling program ran, on all CPUs.
     pub ticks: u64,
@@ -106,7 +118,7 @@ pub struct Accounting {
     /// Samples of the target.
     pub emitted: u64,
     /// Samples lost, by cause.
-    pub lost: BTreeMap<&'static str, u64>,
+    pub lost: BTreeMap<Cow<'static, str>, u64>,
     /// Ticks that frequency × time × CPUs would give.
     pub expected_ticks: u64,
     /// Times the kernel skipped the program because it would have nested (`recursion_misses`).
@@ -130,7 +142,7 @@ impl Accounting {
 }
 
 /// What the agent itself took.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// CPU time of the agent's process, in seconds.
     pub cpu_seconds: f64,
@@ -146,7 +158,7 @@ pub struct Cost {
 }
 
 /// The circumstances of the run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     /// Version of the agent.
     pub agent_version: String,
@@ -173,7 +185,7 @@ pub struct Facts {
 }
 
 /// A process that was in scope.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetFacts {
     /// Its process id.
     pub pid: u32,
@@ -196,6 +208,10 @@ pub struct Profile {
     pub accounting: Accounting,
     /// What it cost.
     pub cost: Cost,
+    /// Samples of the target by second since the start of the run. A sample belongs to the second
+    /// in which userspace took it in: up to 0.1 s after the tick, later where userspace had to
+    /// finish its stack.
+    pub timeline: Vec<u64>,
     #[serde(skip)]
     frame_ids: HashMap<Frame, FrameId>,
 }

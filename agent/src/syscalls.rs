@@ -7,7 +7,7 @@ pub mod values;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::profile::TargetFacts;
 
@@ -15,7 +15,7 @@ use crate::profile::TargetFacts;
 pub const SHOWN_ARGUMENTS: usize = 5;
 
 /// What was seen until one moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Whether the run is over.
     #[serde(rename = "final")]
@@ -33,7 +33,7 @@ pub struct Report {
 }
 
 /// One (system call, errno) pair.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
     /// Name of the system call, or `syscall_NNN`.
     pub syscall: String,
@@ -70,19 +70,19 @@ pub struct Failure {
 }
 
 /// An argument and how often it was seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
     /// The argument, for people.
     pub value: String,
     /// Failures with it.
     pub count: u64,
     /// Why failures with it are to be expected.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub benign: Option<String>,
 }
 
 /// A stack and how often it was seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CountedStack {
     /// Names of the functions, root first.
     pub frames: Vec<String>,
@@ -91,7 +91,7 @@ pub struct CountedStack {
 }
 
 /// Times in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
     /// Median.
     pub p50: f64,

@@ -12,6 +12,7 @@ use agent_ebpf::connection::{Connection, Report, role, what};
 use agent_ebpf::exchange::{Batch, Sample, unpack};
 
 use histogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// Closed connections that are kept to be listed at the end; of older ones only the sums by remote.
 pub const MAX_CLOSED: usize = 20_000;
@@ -19,13 +20,17 @@ pub const MAX_CLOSED: usize = 20_000;
 const MAX_FAILED: usize = 4096;
 
 /// Who opened a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The process connected.
     Client,
     /// The process accepted.
     Server,
     /// It cannot be told.
+    #[default]
     Unknown,
 }
 

@@ -62,7 +62,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         say_start(&session, clock, start_ms);
     }
     subjects.release()?;
-    let mut samples = Samples::default();
+    let mut samples = Samples::since(begin);
     let ended = sample(
         &mut session,
         &mut subjects,
@@ -219,6 +219,7 @@ fn model(session: &Attached, samples: &Samples, facts: Facts, verbosity: Verbosi
     }
     profile.accounting = accounting(session, samples, &profile.facts);
     profile.cost = cost(session, &profile.accounting);
+    profile.timeline = samples.timeline(profile.facts.duration_seconds);
     profile
 }
 
@@ -239,9 +240,11 @@ fn accounting(session: &Attached, samples: &Samples, facts: &Facts) -> Accountin
     for counter in [Counter::LostRingFull, Counter::LostScratchBusy] {
         accounting
             .lost
-            .insert(counter.name(), counters.get(counter));
+            .insert(counter.name().into(), counters.get(counter));
     }
-    accounting.lost.insert("undecoded", samples.undecoded);
+    accounting
+        .lost
+        .insert("undecoded".into(), samples.undecoded);
     for counter in [Counter::LostChild, Counter::LostProcessRecord] {
         if counters.get(counter) > 0 {
             accounting

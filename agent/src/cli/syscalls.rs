@@ -292,7 +292,7 @@ impl View {
         profile.accounting = Accounting {
             ticks: emitted + without,
             emitted,
-            lost: BTreeMap::from([("stack_not_kept", without)]),
+            lost: BTreeMap::from([("stack_not_kept".into(), without)]),
             ..Accounting::default()
         };
         profile.facts = Facts {

@@ -1,5 +1,6 @@
 //! `agent tcp`: runs what the specification says.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -17,12 +18,12 @@ use super::tcp_args::{By, TcpFormat, TcpSpec};
 use super::terminal;
 use crate::output::escape;
 use crate::output::table::{Live, Style};
-use crate::output::tcp::{self as output, Rows, View};
+use crate::output::tcp as output;
 use crate::preflight::Kernel;
 use crate::probe::tcp::{self as probe, Probe};
 use crate::process;
 use crate::session::{Attached, Loaded};
-use crate::tcp::view::Span;
+use crate::tcp::view::{self, Document, Span};
 use crate::tcp::{Connections, filter};
 
 /// Counters of the kernel programs that mean a loss here.
@@ -146,8 +147,8 @@ impl Watch<'_> {
         Ok(view.sums.connections > 0 || view.sums.failed > 0)
     }
 
-    fn view(&self, session: &Attached, connections: &Connections, span: Span) -> View {
-        let (rows, left_out) = match self.spec.by {
+    fn view(&self, session: &Attached, connections: &Connections, span: Span) -> Document {
+        let (listed, remotes, not_shown) = match self.spec.by {
             By::Connection => {
                 let mut rows = connections.rows(span, process::monotonic_ns());
                 let all = rows.len();
@@ -155,7 +156,7 @@ impl Watch<'_> {
                 filter::sort(&mut rows, self.spec.sort);
                 rows.truncate(self.spec.top);
                 let shown = rows.len();
-                (Rows::Connections(rows), all - shown)
+                (Some(rows), None, all - shown)
             }
             By::Remote => {
                 let mut rows = connections.remotes(span, process::monotonic_ns(), |row| {
@@ -165,7 +166,7 @@ impl Watch<'_> {
                 let all = rows.len();
                 rows.truncate(self.spec.top);
                 let shown = rows.len();
-                (Rows::Remotes(rows), all - shown)
+                (None, Some(rows), all - shown)
             }
         };
         // The name may have come only with the exec.
@@ -174,25 +175,38 @@ impl Watch<'_> {
             .list()
             .first()
             .map_or(&self.comm, |tracked| &tracked.comm);
-        View {
+        Document {
             last: matches!(span, Span::Run(_)),
-            elapsed_s: self.begin.elapsed().as_secs_f64(),
-            pid: self.pid,
-            comm: comm.clone(),
-            rows,
-            left_out,
+            elapsed_s: view::to_millis(self.begin.elapsed().as_secs_f64()),
+            target: view::Target {
+                pid: self.pid,
+                comm: comm.clone(),
+            },
+            connections: listed,
+            remotes,
+            not_shown,
             sums: connections.sums(span),
-            failed: connections.failed(),
+            failed_connects: connections.failed(),
             losses: self.losses(session, connections),
         }
     }
 
-    fn losses(&self, session: &Attached, connections: &Connections) -> BTreeMap<&'static str, u64> {
+    fn losses(
+        &self,
+        session: &Attached,
+        connections: &Connections,
+    ) -> BTreeMap<Cow<'static, str>, u64> {
         let counters = session.counters();
         let kernel = LOSSES.map(|counter| (counter.name(), counters.get(counter)));
-        let mut losses: BTreeMap<_, _> = kernel.into_iter().chain(connections.losses()).collect();
-        *losses.entry(Counter::LostConnection.name()).or_default() += connections.not_followed;
-        losses.insert("programs_skipped", self.skipped);
+        let mut losses: BTreeMap<Cow<'static, str>, u64> = kernel
+            .into_iter()
+            .chain(connections.losses())
+            .map(|(cause, count)| (Cow::Borrowed(cause), count))
+            .collect();
+        *losses
+            .entry(Cow::Borrowed(Counter::LostConnection.name()))
+            .or_default() += connections.not_followed;
+        losses.insert(Cow::Borrowed("programs_skipped"), self.skipped);
         losses
     }
 }
@@ -245,7 +259,7 @@ impl Show {
         self.format != TcpFormat::Table || self.live.is_some()
     }
 
-    fn put(&mut self, view: &View) -> Result<(), OutputError> {
+    fn put(&mut self, view: &Document) -> Result<(), OutputError> {
         let heading = !std::mem::replace(&mut self.begun, true);
         match self.format {
             TcpFormat::Json => self.sink.put(|mut out| output::json(view, &mut out)),
@@ -264,7 +278,7 @@ impl Show {
         self.sink.has_ended()
     }
 
-    fn table(&mut self, view: &View) -> String {
+    fn table(&mut self, view: &Document) -> String {
         let (style, width) = terminal::look(self.live.is_some());
         let style = if self.path.is_none() {
             style

@@ -97,7 +97,7 @@ pub(crate) fn profile() -> Profile {
         ticks: 297,
         idle: 200,
         other: 96,
-        lost: [("ring_full", 1)].into(),
+        lost: [("ring_full".into(), 1)].into(),
         expected_ticks: 396,
         ..Accounting::default()
     };
@@ -124,6 +124,7 @@ pub(crate) fn profile() -> Profile {
     push(&mut profile, &[start, main, read], End::Root, 10);
     push(&mut profile, std::slice::from_ref(&stripped), End::NoRow, 4);
     push(&mut profile, &[jit, stripped], End::ReadFault, 1);
+    profile.timeline = vec![48, 52];
     profile
 }
 

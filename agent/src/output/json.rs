@@ -7,11 +7,7 @@ use std::io;
 use serde::Serialize;
 
 use super::escape;
-use crate::profile::{Frame, Profile, Space, Unnamed};
-
-/// Name and version of the schema. A field may be added within a version; a change of meaning or
-/// a removal takes a new one.
-const SCHEMA: &str = "agent.profile/1";
+use crate::profile::{Frame, Profile, SCHEMA, Space, Unnamed};
 
 /// Figures that follow from the rest, for readers who want no more.
 #[derive(Serialize)]
@@ -68,6 +64,7 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     field(&mut out, ",", "totals", &totals)?;
     field(&mut out, ",", "accounting", &profile.accounting)?;
     field(&mut out, ",", "cost", &profile.cost)?;
+    field(&mut out, ",", "timeline", &profile.timeline)?;
     lines(
         &mut out,
         "frames",

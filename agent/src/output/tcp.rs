@@ -1,6 +1,5 @@
 //! The outputs of `agent tcp`: table, JSON and CSV, of one moment each.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
@@ -9,96 +8,14 @@ use serde::Serialize;
 use super::escape;
 use super::table::{Cell, Column, Style, Table, Tone, csv_line};
 use crate::tcp::histogram::Quantiles;
-use crate::tcp::view::{Failed, Parts, RemoteRow, Row, Sums};
-
-/// All that is shown of one moment.
-#[derive(Clone, Debug)]
-pub struct View {
-    /// Whether it is the last one, since the attach; else it is of an interval.
-    pub last: bool,
-    /// Since the attach, in seconds.
-    pub elapsed_s: f64,
-    /// The first process looked at.
-    pub pid: u32,
-    /// Its name.
-    pub comm: String,
-    /// Connections or remotes, sorted and cut to `--top`.
-    pub rows: Rows,
-    /// Rows that the filter or `--top` left out.
-    pub left_out: usize,
-    /// Over all connections, shown or not.
-    pub sums: Sums,
-    /// Connects that failed since the attach.
-    pub failed: Vec<Failed>,
-    /// What was lost since the attach, by cause; all causes.
-    pub losses: BTreeMap<&'static str, u64>,
-}
-
-/// What a line is about.
-#[derive(Clone, Debug)]
-pub enum Rows {
-    /// One connection each.
-    Connections(Vec<Row>),
-    /// All connections to one remote.
-    Remotes(Vec<RemoteRow>),
-}
-
-#[derive(Serialize)]
-struct Document<'a> {
-    r#final: bool,
-    elapsed_s: f64,
-    target: Target<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    connections: Option<&'a [Row]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remotes: Option<&'a [RemoteRow]>,
-    not_shown: usize,
-    failed_connects: Vec<FailedConnect<'a>>,
-    losses: &'a BTreeMap<&'static str, u64>,
-}
-
-#[derive(Serialize)]
-struct Target<'a> {
-    pid: u32,
-    comm: &'a str,
-}
-
-#[derive(Serialize)]
-struct FailedConnect<'a> {
-    #[serde(flatten)]
-    failed: &'a Failed,
-    error: String,
-}
+use crate::tcp::view::{Document, Parts, RemoteRow, Row};
 
 /// Writes one line of JSON.
 ///
 /// # Errors
 /// What the writer reports.
-pub fn json(view: &View, writer: &mut impl Write) -> io::Result<()> {
-    let failed = |failed| FailedConnect {
-        failed,
-        error: error_name(failed.errno),
-    };
-    let document = Document {
-        r#final: view.last,
-        elapsed_s: (view.elapsed_s * 1e3).round() / 1e3,
-        target: Target {
-            pid: view.pid,
-            comm: &view.comm,
-        },
-        connections: match &view.rows {
-            Rows::Connections(rows) => Some(rows),
-            Rows::Remotes(_) => None,
-        },
-        remotes: match &view.rows {
-            Rows::Remotes(rows) => Some(rows),
-            Rows::Connections(_) => None,
-        },
-        not_shown: view.left_out,
-        failed_connects: view.failed.iter().map(failed).collect(),
-        losses: &view.losses,
-    };
-    escape::json_to(&mut *writer, &document)?;
+pub fn json(document: &Document, writer: &mut impl Write) -> io::Result<()> {
+    escape::json_to(&mut *writer, document)?;
     writer.write_all(b"\n")
 }
 
@@ -107,15 +24,18 @@ pub fn json(view: &View, writer: &mut impl Write) -> io::Result<()> {
 ///
 /// # Errors
 /// What the writer reports.
-pub fn csv(view: &View, heading: bool, writer: &mut impl Write) -> io::Result<()> {
-    match &view.rows {
-        Rows::Connections(rows) => csv_rows(view, heading, &CONNECTION_CSV, rows, writer),
-        Rows::Remotes(rows) => csv_rows(view, heading, &REMOTE_CSV, rows, writer),
+pub fn csv(view: &Document, heading: bool, writer: &mut impl Write) -> io::Result<()> {
+    match (&view.connections, &view.remotes) {
+        (Some(rows), _) => csv_rows(view, heading, &CONNECTION_CSV, rows, writer),
+        (None, rows) => {
+            let rows = rows.as_deref().unwrap_or_default();
+            csv_rows(view, heading, &REMOTE_CSV, rows, writer)
+        }
     }
 }
 
 fn csv_rows(
-    view: &View,
+    view: &Document,
     heading: bool,
     names: &[&str],
     rows: &[impl Serialize],
@@ -205,45 +125,46 @@ const REMOTE_CSV: [&str; 13] = [
 ];
 
 /// The head line and the table, none wider than `width`.
-pub fn lines(view: &View, hooks: &str, width: usize, style: Style) -> Vec<String> {
+pub fn lines(view: &Document, hooks: &str, width: usize, style: Style) -> Vec<String> {
     let mut lines = heading(view, hooks, width, style);
-    let (table, empty) = match &view.rows {
-        Rows::Connections(rows) => (table_of(&CONNECTION_TABLE, rows), rows.is_empty()),
-        Rows::Remotes(rows) => (table_of(&REMOTE_TABLE, rows), rows.is_empty()),
+    let (table, empty) = match (&view.connections, &view.remotes) {
+        (Some(rows), _) => (table_of(&CONNECTION_TABLE, rows), rows.is_empty()),
+        (None, rows) => {
+            let rows = rows.as_deref().unwrap_or_default();
+            (table_of(&REMOTE_TABLE, rows), rows.is_empty())
+        }
     };
     if empty {
-        let text = match view.left_out {
+        let text = match view.not_shown {
             0 => "no TCP connections".to_owned(),
             count => format!("no connection matches the filter ({count} do not)"),
         };
         lines.push(style.paint(Tone::Dim, &text));
     } else {
         lines.extend(rendered(table).lines(width, style));
-        if view.left_out > 0 {
+        if view.not_shown > 0 {
             lines.push(style.paint(
                 Tone::Dim,
-                &format!("{} more not shown (--top, --filter)", view.left_out),
+                &format!("{} more not shown (--top, --filter)", view.not_shown),
             ));
         }
     }
-    for failed in &view.failed {
+    for failed in &view.failed_connects {
         let text = format!(
             "connect to {} failed {} times: {}",
-            failed.remote,
-            failed.count,
-            error_name(failed.errno)
+            failed.remote, failed.count, failed.error
         );
         lines.push(style.paint(Tone::Bad, &escape::truncate_middle(&text, width)));
     }
     lines
 }
 
-fn heading(view: &View, hooks: &str, width: usize, style: Style) -> Vec<String> {
+fn heading(view: &Document, hooks: &str, width: usize, style: Style) -> Vec<String> {
     let sums = &view.sums;
     let text = format!(
         "{} ({})  {:.1} s{}  {} connections  {} requests, {:.1}/s",
-        escape::plain(&view.comm),
-        view.pid,
+        escape::plain(&view.target.comm),
+        view.target.pid,
         view.elapsed_s,
         if view.last { " in all" } else { "" },
         sums.connections,
@@ -366,7 +287,7 @@ const CONNECTION_TABLE: [Field<Row>; 21] = [
         Cell::new(row.pid.to_string())
     }),
     (Column::text("STATE", "state").priority(7), |row| {
-        Cell::new(row.state)
+        Cell::new(&*row.state)
     }),
     (Column::number("AGE", "age").priority(9), |row| {
         Cell::new(time(row.age_s.map(|age| age * 1e6)))
@@ -420,7 +341,9 @@ const REMOTE_TABLE: [Field<RemoteRow>; 13] = [
     (Column::text("REMOTE", "remote").stretch(15), |row| {
         Cell::new(&row.remote)
     }),
-    (Column::text("ROLE", "role"), |row| Cell::new(row.role)),
+    (Column::text("ROLE", "role"), |row| {
+        Cell::new(row.role.name())
+    }),
     (Column::number("CONN", "connections").priority(3), |row| {
         Cell::new(row.connections.to_string())
     }),
@@ -453,30 +376,3 @@ const REMOTE_TABLE: [Field<RemoteRow>; 13] = [
         Cell::new(time(median(row.parts_us.read_delay)))
     }),
 ];
-
-/// The name of an error number as the kernel's headers have it (asm-generic/errno.h); those that a
-/// connect can meet.
-fn error_name(number: u32) -> String {
-    let known = [
-        (libc::ECONNREFUSED, "ECONNREFUSED"),
-        (libc::ETIMEDOUT, "ETIMEDOUT"),
-        (libc::EHOSTUNREACH, "EHOSTUNREACH"),
-        (libc::ENETUNREACH, "ENETUNREACH"),
-        (libc::ECONNRESET, "ECONNRESET"),
-        (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL"),
-        (libc::EADDRINUSE, "EADDRINUSE"),
-        (libc::EACCES, "EACCES"),
-        (libc::EPERM, "EPERM"),
-        (libc::ECONNABORTED, "ECONNABORTED"),
-        (libc::ENOPROTOOPT, "ENOPROTOOPT"),
-        (libc::EPROTO, "EPROTO"),
-        (libc::EHOSTDOWN, "EHOSTDOWN"),
-        (libc::ENETDOWN, "ENETDOWN"),
-    ];
-    match known.iter().find(|(known, _)| *known as u32 == number) {
-        Some((_, name)) => (*name).to_owned(),
-        // It closed the socket before the answer came.
-        None if number == 0 => "given up".to_owned(),
-        None => format!("errno {number}"),
-    }
-}

@@ -299,7 +299,7 @@ mod tests {
             idle: 2900,
             other: 800,
             emitted: 299,
-            lost: [("ring_full", 1), ("scratch_busy", 0)].into(),
+            lost: [("ring_full".into(), 1), ("scratch_busy".into(), 0)].into(),
             ..Accounting::default()
         };
         let line = "ticks 4000 = 2900 idle + 800 other + 299 emitted + 1 lost (ring full 1)";

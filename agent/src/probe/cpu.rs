@@ -1,6 +1,7 @@
 //! CPU sampling: the clock on every CPU, and what its records say.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
 
 use agent_ebpf::{End, SampleRecord, StackRecord, record};
 use aya::maps::{HashMap as BpfMap, MapData};
@@ -164,7 +165,7 @@ pub struct Key {
 }
 
 /// All samples of a run, not yet named.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Samples {
     /// Stacks by their hash.
     pub stacks: HashMap<u64, RawStack>,
@@ -175,9 +176,37 @@ pub struct Samples {
     name_ids: HashMap<String, u32>,
     /// Samples whose record could not be read or whose stack never came.
     pub undecoded: u64,
+    begin: Instant,
+    seconds: Vec<u64>,
 }
 
 impl Samples {
+    /// None yet, of a run that began at this moment.
+    pub fn since(begin: Instant) -> Self {
+        Self {
+            stacks: HashMap::new(),
+            counts: HashMap::new(),
+            names: Vec::new(),
+            name_ids: HashMap::new(),
+            undecoded: 0,
+            begin,
+            seconds: Vec::new(),
+        }
+    }
+
+    /// Samples by second since the begin, for a run of this many seconds; what was taken in after
+    /// its end counts for its last second. See [`crate::profile::Profile::timeline`].
+    pub fn timeline(&self, duration_seconds: f64) -> Vec<u64> {
+        let length = (duration_seconds.ceil() as usize).max(1);
+        let mut timeline = self.seconds.clone();
+        let late: u64 = timeline.iter().skip(length).sum();
+        timeline.resize(length, 0);
+        if let Some(last) = timeline.last_mut() {
+            *last += late;
+        }
+        timeline
+    }
+
     /// Takes in one record of the ring buffer.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
         if self.decode(bytes, targets).is_none() {
@@ -263,7 +292,18 @@ impl Samples {
                 stack,
             })
             .or_default() += 1;
+        self.count_second(self.begin.elapsed().as_secs());
         Some(())
+    }
+
+    fn count_second(&mut self, second: u64) {
+        let second = second as usize;
+        if self.seconds.len() <= second {
+            self.seconds.resize(second + 1, 0);
+        }
+        if let Some(count) = self.seconds.get_mut(second) {
+            *count += 1;
+        }
     }
 
     /// The number of a name in [`Samples::names`], which takes it in if it is new.
@@ -275,5 +315,21 @@ impl Samples {
         self.names.push(name.to_owned());
         self.name_ids.insert(name.to_owned(), id);
         id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_late_counts_for_the_last_second() {
+        let mut samples = Samples::since(Instant::now());
+        for second in [0, 0, 2, 3, 7] {
+            samples.count_second(second);
+        }
+        assert_eq!(samples.timeline(2.5), [2, 0, 3]);
+        assert_eq!(samples.timeline(10.0), [2, 0, 1, 1, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(samples.timeline(0.0), [5]);
     }
 }

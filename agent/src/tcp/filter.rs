@@ -134,7 +134,7 @@ impl Column {
             Column::Local => return Value::Address(row.local),
             Column::Remote => return Value::Address(row.remote),
             Column::Role => return Value::Word(row.role.name().to_owned()),
-            Column::State => return Value::Word(row.state.to_owned()),
+            Column::State => return Value::Word(row.state.to_string()),
             Column::Pid => Some(f64::from(row.pid)),
             Column::Age => row.age_s.map(|age| age * 1e6),
             Column::Requests => Some(row.requests as f64),
@@ -159,7 +159,7 @@ impl Column {
     fn of_remote(self, row: &RemoteRow) -> Value {
         let number = match self {
             Column::Remote => return Value::Word(row.remote.clone()),
-            Column::Role => return Value::Word(row.role.to_owned()),
+            Column::Role => return Value::Word(row.role.name().to_owned()),
             Column::Requests => Some(row.requests as f64),
             Column::Rate => Some(row.rate),
             Column::Connections => Some(row.connections as f64),
@@ -444,7 +444,7 @@ mod tests {
             local: "10.0.0.9:4000".parse().unwrap(),
             remote: remote.parse().unwrap(),
             role: Role::Client,
-            state: "ESTABLISHED",
+            state: "ESTABLISHED".into(),
             age_s: None,
             pre_existing: true,
             shared: false,

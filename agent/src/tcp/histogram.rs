@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// log2 of the buckets per octave.
 const BITS: u32 = 6;
@@ -26,7 +26,7 @@ pub struct Histogram {
 }
 
 /// What a histogram says, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quantiles {
     /// Median (nearest rank).
     pub p50: f64,

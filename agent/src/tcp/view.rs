@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use agent_ebpf::connection::{Report, flag};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::histogram::{Quantiles, micros};
 use super::{Connections, Entry, Folded, Role, Times, local_of, remote_key, remote_of};
@@ -45,7 +45,7 @@ impl Span {
 }
 
 /// Times of the parts of requests; `None` where the role has no such part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Parts {
     /// First to last send.
     pub send: Option<Quantiles>,
@@ -58,23 +58,20 @@ pub struct Parts {
 }
 
 /// One connection. Times are in microseconds; `None` is "not seen".
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Its owner.
     pub pid: u32,
     /// Its owner's name.
     pub comm: String,
     /// Our address.
-    #[serde(serialize_with = "as_text")]
     pub local: SocketAddr,
     /// Theirs.
-    #[serde(serialize_with = "as_text")]
     pub remote: SocketAddr,
     /// Who connected.
-    #[serde(serialize_with = "role_name")]
     pub role: Role,
     /// TCP state.
-    pub state: &'static str,
+    pub state: Cow<'static, str>,
     /// Since its beginning, in seconds.
     pub age_s: Option<f64>,
     /// It is older than the attach.
@@ -114,12 +111,12 @@ pub struct Row {
 }
 
 /// Connections to one remote, summed up: rate, errors, duration (RED).
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RemoteRow {
     /// `ip:port` of a server, `ip` of whoever connects to us.
     pub remote: String,
     /// Our part.
-    pub role: &'static str,
+    pub role: Role,
     /// Connections, closed ones included.
     pub connections: u64,
     /// Requests.
@@ -139,19 +136,20 @@ pub struct RemoteRow {
 }
 
 /// Connects that failed alike.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
     /// Where to.
-    #[serde(serialize_with = "as_text")]
     pub remote: SocketAddr,
     /// The error's number; 0 when the process gave up.
     pub errno: u32,
     /// How often.
     pub count: u64,
+    /// The error's name.
+    pub error: Cow<'static, str>,
 }
 
 /// Sums over all connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sums {
     /// Connections shown.
     pub connections: usize,
@@ -159,16 +157,44 @@ pub struct Sums {
     pub requests: u64,
     /// Requests per second.
     pub rate: f64,
-    /// Failed connects.
+    /// Failed connects since the attach.
     pub failed: u64,
 }
 
-fn as_text<S: serde::Serializer>(address: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(address)
+/// All that is known of one moment: a document of `agent tcp --format json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    /// Whether it is the last one, since the attach; else it is of an interval.
+    #[serde(rename = "final")]
+    pub last: bool,
+    /// Since the attach, in seconds, to the millisecond.
+    pub elapsed_s: f64,
+    /// The first process looked at.
+    pub target: Target,
+    /// Connections, sorted and cut; `None` where only remotes were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Vec<Row>>,
+    /// Remotes, sorted and cut; `None` where only connections were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remotes: Option<Vec<RemoteRow>>,
+    /// Rows that were left out: of the connections, or of the remotes where there are only those.
+    pub not_shown: usize,
+    /// Over all connections, shown or not.
+    #[serde(default)]
+    pub sums: Sums,
+    /// Connects that failed since the attach.
+    pub failed_connects: Vec<Failed>,
+    /// What was lost since the attach, by cause; all causes.
+    pub losses: BTreeMap<Cow<'static, str>, u64>,
 }
 
-fn role_name<S: serde::Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(role.name())
+/// The process that a [`Document`] is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
 }
 
 impl Times {
@@ -229,7 +255,7 @@ impl Entry {
             local: local_of(connection),
             remote: remote_of(connection),
             role,
-            state: STATES.get(state).copied().unwrap_or(STATES[0]),
+            state: Cow::Borrowed(STATES.get(state).copied().unwrap_or(STATES[0])),
             age_s: (!pre_existing)
                 .then(|| (now.saturating_sub(connection.batch.born) / 1_000_000) as f64 / 1e3),
             pre_existing,
@@ -256,6 +282,11 @@ impl Entry {
             bytes_received: metrics.bytes_received,
         }
     }
+}
+
+/// Seconds to the millisecond, as the documents have them.
+pub fn to_millis(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
 }
 
 fn rate(requests: u64, span: Span) -> f64 {
@@ -325,7 +356,7 @@ impl Connections {
         let finish =
             |((role, remote), (row, times)): ((Role, String), (RemoteRow, Times))| RemoteRow {
                 remote,
-                role: role.name(),
+                role,
                 requests: times.total.count(),
                 rate: rate(times.total.count(), span),
                 errors: row.resets + row.failed_connects,
@@ -342,6 +373,7 @@ impl Connections {
             remote,
             errno,
             count,
+            error: error_name(errno),
         };
         self.failed.iter().map(failed).collect()
     }
@@ -380,5 +412,32 @@ impl Connections {
             ("failed_connects_not_listed", self.failed_unlisted),
             ("undecoded", self.undecoded),
         ]
+    }
+}
+
+/// The name of an error number as the kernel's headers have it (asm-generic/errno.h); those that a
+/// connect can meet.
+fn error_name(number: u32) -> Cow<'static, str> {
+    let known = [
+        (libc::ECONNREFUSED, "ECONNREFUSED"),
+        (libc::ETIMEDOUT, "ETIMEDOUT"),
+        (libc::EHOSTUNREACH, "EHOSTUNREACH"),
+        (libc::ENETUNREACH, "ENETUNREACH"),
+        (libc::ECONNRESET, "ECONNRESET"),
+        (libc::EADDRNOTAVAIL, "EADDRNOTAVAIL"),
+        (libc::EADDRINUSE, "EADDRINUSE"),
+        (libc::EACCES, "EACCES"),
+        (libc::EPERM, "EPERM"),
+        (libc::ECONNABORTED, "ECONNABORTED"),
+        (libc::ENOPROTOOPT, "ENOPROTOOPT"),
+        (libc::EPROTO, "EPROTO"),
+        (libc::EHOSTDOWN, "EHOSTDOWN"),
+        (libc::ENETDOWN, "ENETDOWN"),
+    ];
+    match known.iter().find(|(known, _)| *known as u32 == number) {
+        Some(&(_, name)) => Cow::Borrowed(name),
+        // It closed the socket before the answer came.
+        None if number == 0 => Cow::Borrowed("given up"),
+        None => Cow::Owned(format!("errno {number}")),
     }
 }

@@ -1,0 +1,134 @@
+//! One capture: what `profile`, `tcp` and `syscalls` saw of the same processes at the same time.
+//! A model without I/O, and how it is read back from what was written.
+
+pub mod profile;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::profile::{Cost, Profile};
+use crate::{syscalls, tcp};
+
+/// Name and version of the schema of [`Meta`]. A field may be added within a version; a change of
+/// meaning or a removal takes a new one.
+pub const SCHEMA: &str = "agent.capture/1";
+
+/// What all probes saw. Every figure of elapsed time counts from the same moment.
+#[derive(Clone, Debug, Default)]
+pub struct Capture {
+    /// The circumstances.
+    pub meta: Meta,
+    /// Sampled stacks.
+    pub profile: Profile,
+    /// Connections: a document for each interval, then the one of the whole run.
+    pub connections: Vec<tcp::view::Document>,
+    /// Failing system calls: a report for each interval, then the one of the whole run. Their
+    /// counts are since the start, their rates of the interval.
+    pub syscalls: Vec<syscalls::Report>,
+}
+
+impl Capture {
+    /// The connections of the whole run.
+    pub fn all_connections(&self) -> Option<&tcp::view::Document> {
+        self.connections.iter().rfind(|document| document.last)
+    }
+
+    /// The failing calls of the whole run.
+    pub fn all_syscalls(&self) -> Option<&syscalls::Report> {
+        self.syscalls.iter().rfind(|report| report.last)
+    }
+
+    /// The connections of each interval, in the order of time.
+    pub fn connection_intervals(&self) -> impl Iterator<Item = &tcp::view::Document> {
+        self.connections.iter().filter(|document| !document.last)
+    }
+
+    /// The failing calls until the end of each interval, in the order of time.
+    pub fn syscall_intervals(&self) -> impl Iterator<Item = &syscalls::Report> {
+        self.syscalls.iter().filter(|report| !report.last)
+    }
+}
+
+/// The circumstances of a capture: `meta.json`. What could not be found out is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// The agent's command line, secrets redacted.
+    pub command_line: Vec<String>,
+    /// The machine's name, as the agent sees it.
+    pub host: String,
+    /// `uname -srm`.
+    pub kernel: String,
+    /// Start of the run, seconds since the epoch.
+    pub started: u64,
+    /// The same for people: RFC 3339, in UTC.
+    pub started_at: String,
+    /// Length of the run, in seconds.
+    pub duration_seconds: f64,
+    /// Why it ended: `duration`, `interrupted`, `target_exited`.
+    pub ended: String,
+    /// The first process in scope.
+    pub target: Target,
+    /// Build ids of the files that the profile's frames lie in, in hexadecimal, by their names;
+    /// those that have one.
+    pub modules: BTreeMap<String, String>,
+    /// The target's use of the CPUs.
+    pub cpu: Cpu,
+    /// The hooks that the connections were seen by.
+    pub hooks: Vec<String>,
+    /// What this kernel does not let be seen.
+    pub not_seen: Vec<String>,
+    /// What the agent itself took.
+    pub cost: Cost,
+    /// What was lost, by probe (`profile`, `tcp`, `syscalls`) and cause; all causes.
+    pub losses: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// The process that the capture was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its program's path, as the process sees it.
+    pub exe: Option<String>,
+    /// Its command line, secrets redacted.
+    pub command_line: Option<Vec<String>>,
+    /// Processes that were in scope.
+    pub processes: usize,
+    /// The container that it runs in; `None` for none that is known.
+    pub container: Option<Container>,
+}
+
+/// A container, as far as its control group tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its id: 64 hexadecimal digits.
+    pub id: String,
+    /// Who runs it: `docker`, `containerd`, `cri-o`, `podman`.
+    pub runtime: Option<String>,
+    /// Its image.
+    pub image: Option<String>,
+    /// Unique id of its Kubernetes pod.
+    pub pod_uid: Option<String>,
+    /// Name of its pod.
+    pub pod_name: Option<String>,
+}
+
+/// The target's use of the CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// CPUs of the machine.
+    pub cpus: u32,
+    /// CPU time of all processes in scope during the run, in seconds; as `utime` and `stime` of
+    /// `/proc/PID/stat` have it, to a hundredth.
+    pub used_seconds: Option<f64>,
+    /// Time that their threads were runnable and waited for a CPU, in seconds
+    /// (`/proc/PID/task/TID/schedstat`). Threads that ended within the run are not in it.
+    pub waited_seconds: Option<f64>,
+}
