@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn old_seconds_leave() {
-        let (mut window, mut samples) = (Window::new(3), Samples::default());
+        let (mut window, mut samples) = (Window::new(3), Samples::since(std::time::Instant::now()));
         for second in 1..=5u64 {
             for _ in 0..second {
                 sample(&mut samples, 7, "a");
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_stack_is_forgotten_after_it_has_left_and_not_before() {
-        let (mut window, mut samples) = (Window::new(2), Samples::default());
+        let (mut window, mut samples) = (Window::new(2), Samples::since(std::time::Instant::now()));
         sample(&mut samples, 7, "a");
         assert!(window.turn(&mut samples, 1.0).is_empty());
         assert!(window.turn(&mut samples, 1.0).is_empty());
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_stack_that_comes_back_in_time_stays() {
-        let (mut window, mut samples) = (Window::new(2), Samples::default());
+        let (mut window, mut samples) = (Window::new(2), Samples::since(std::time::Instant::now()));
         sample(&mut samples, 7, "a");
         for _ in 0..3 {
             window.turn(&mut samples, 1.0);
@@ -237,7 +237,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_stacks_shortens_the_window() {
-        let (mut window, mut samples) = (Window::new(60), Samples::default());
+        let (mut window, mut samples) =
+            (Window::new(60), Samples::since(std::time::Instant::now()));
         window.max_frames = 1000;
         for second in 0..200u64 {
             for stack in 0..30 {
@@ -257,7 +258,7 @@ mod tests {
 
     #[test]
     fn names_that_nobody_has_any_more_are_dropped() {
-        let (mut window, mut samples) = (Window::new(2), Samples::default());
+        let (mut window, mut samples) = (Window::new(2), Samples::since(std::time::Instant::now()));
         for number in 0..3 * MAX_NAMES {
             sample(&mut samples, 7, &format!("thread {number}"));
             window.turn(&mut samples, 1.0);

@@ -219,8 +219,10 @@ impl Samples {
         self.counts.values().sum::<u64>() + self.undecoded
     }
 
-    /// The counts since the last time, which begin anew.
+    /// The counts since the last time, which begin anew; so does the timeline.
     pub fn take_counts(&mut self) -> HashMap<Key, u64> {
+        self.begin = Instant::now();
+        self.seconds.clear();
         std::mem::take(&mut self.counts)
     }
 
@@ -236,7 +238,7 @@ impl Samples {
 
     /// Drops all names but these and those of the counts; gives the new number of each.
     pub fn keep_names(&mut self, used: &BTreeSet<u32>) -> HashMap<u32, u32> {
-        let counts = self.take_counts();
+        let counts = std::mem::take(&mut self.counts);
         let mut used = used.clone();
         used.extend(counts.keys().flat_map(|key| [key.comm, key.thread]));
         let old = std::mem::take(&mut self.names);
