@@ -169,23 +169,49 @@ impl Formatter for JsonFormatter {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        let mut start = 0;
-        let mut chars = fragment.char_indices().peekable();
-        while let Some((at, c)) = chars.next() {
-            let next = chars.peek().map(|&(_, next)| next);
-            let markup = c == '<' && matches!(next, Some('/' | '!'));
-            if !(markup || is_unsafe(c)) {
-                continue;
-            }
-            writer.write_all(fragment.get(start..at).unwrap_or_default().as_bytes())?;
-            let mut units = [0; 2];
-            for unit in c.encode_utf16(&mut units) {
-                write!(writer, "\\u{unit:04x}")?;
-            }
-            start = at + c.len_utf8();
-        }
-        writer.write_all(fragment.get(start..).unwrap_or_default().as_bytes())
+        write_fragment(writer, fragment, |c, next| {
+            is_unsafe(c) || c == '<' && matches!(next, Some('/' | '!'))
+        })
     }
+}
+
+/// JSON for the inside of an HTML `<script>` element: [`JsonFormatter`], and no `<`, `>` or `&` at
+/// all, so that nothing in it can be taken for markup by whatever reads the page.
+#[derive(Clone, Copy, Debug, Default)]
+struct ScriptFormatter;
+
+impl Formatter for ScriptFormatter {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        write_fragment(writer, fragment, |c, _| {
+            is_unsafe(c) || matches!(c, '<' | '>' | '&')
+        })
+    }
+}
+
+/// Writes a part of a string, as `\uXXXX` those characters for which `escaped(it, the next)` holds.
+fn write_fragment<W: ?Sized + io::Write>(
+    writer: &mut W,
+    fragment: &str,
+    escaped: impl Fn(char, Option<char>) -> bool,
+) -> io::Result<()> {
+    let mut start = 0;
+    let mut chars = fragment.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        if !escaped(c, chars.peek().map(|&(_, next)| next)) {
+            continue;
+        }
+        writer.write_all(fragment.get(start..at).unwrap_or_default().as_bytes())?;
+        let mut units = [0; 2];
+        for unit in c.encode_utf16(&mut units) {
+            write!(writer, "\\u{unit:04x}")?;
+        }
+        start = at + c.len_utf8();
+    }
+    writer.write_all(fragment.get(start..).unwrap_or_default().as_bytes())
 }
 
 /// The value as one line of safe JSON (see [`JsonFormatter`]).
@@ -196,6 +222,21 @@ pub fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, serde_js
     let mut bytes = Vec::new();
     json_to(&mut bytes, value)?;
     Ok(bytes)
+}
+
+/// The value as one line of JSON that may stand inside an HTML `<script>` element.
+///
+/// # Errors
+/// Only what the value's own `Serialize` reports.
+pub fn json_in_script<T: serde::Serialize + ?Sized>(
+    value: &T,
+) -> Result<String, serde_json::Error> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut bytes,
+        ScriptFormatter,
+    ))?;
+    String::from_utf8(bytes).map_err(serde::ser::Error::custom)
 }
 
 /// As [`json`], written as it comes.
@@ -271,6 +312,14 @@ mod tests {
             r#""\u202e\u003c/script>\u003c!--\u007f\u009b\udb40\udc01\u001b[0m<vector<int>>\"""#
         );
         assert_eq!(serde_json::from_slice::<String>(&bytes).unwrap(), text);
+    }
+
+    #[test]
+    fn json_in_a_script_has_no_markup() {
+        let text = "</script><!-- <script>\u{2028}\u{202e}\u{1b} a && b ]]>\"";
+        let json = json_in_script(text).unwrap();
+        assert!(!json.contains(['<', '>', '&']) && !json.chars().any(is_unsafe));
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     #[test]

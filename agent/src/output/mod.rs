@@ -5,6 +5,7 @@
 
 pub mod escape;
 mod folded;
+pub mod html;
 mod json;
 pub mod summary;
 mod svg;
@@ -31,6 +32,8 @@ pub enum Format {
     Folded,
     /// The whole model.
     Json,
+    /// An interactive page.
+    Html,
 }
 
 /// Why a name is that of no format.
@@ -60,7 +63,7 @@ pub enum UnknownFormat {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 3] = [Format::Svg, Format::Folded, Format::Json];
+    pub const ALL: [Format; 4] = [Format::Svg, Format::Folded, Format::Json, Format::Html];
 
     /// The format's name, which is the extension of its files too.
     pub const fn name(self) -> &'static str {
@@ -68,11 +71,12 @@ impl Format {
             Format::Svg => "svg",
             Format::Folded => "folded",
             Format::Json => "json",
+            Format::Html => "html",
         }
     }
 
     /// The names of all formats.
-    pub fn names() -> [&'static str; 3] {
+    pub fn names() -> [&'static str; 4] {
         Self::ALL.map(Self::name)
     }
 
@@ -124,6 +128,7 @@ pub fn render(format: Format, profile: &Profile) -> Result<Vec<u8>, RenderError>
         Format::Svg => svg::render(profile),
         Format::Folded => Ok(folded::render(profile).into_bytes()),
         Format::Json => json::render(profile),
+        Format::Html => html::profile::render(profile),
     }
     .map_err(|source| RenderError {
         format: format.name(),
@@ -150,9 +155,9 @@ mod tests {
         let error = Format::from_extension(Path::new("a.pdf")).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`a.pdf`: unknown extension `.pdf`; the known ones are .svg, .folded, .json"
+            "`a.pdf`: unknown extension `.pdf`; the known ones are .svg, .folded, .json, .html"
         );
         let error = Format::from_extension(Path::new("profile")).unwrap_err();
-        assert!(error.to_string().contains(".svg, .folded, .json"));
+        assert!(error.to_string().contains(".svg, .folded, .json, .html"));
     }
 }
