@@ -145,6 +145,18 @@ impl Histogram {
         self.count
     }
 
+    /// The sum of all values, in nanoseconds.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// The middles of the buckets, in nanoseconds and ascending order, each with how many values lie
+    /// there.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let entries = self.buckets.iter().enumerate();
+        entries.map(|(at, &entry)| (middle(number_of(entry)), self.count_at(at)))
+    }
+
     /// The value at a rank, by the middle of its bucket; `share` from 0 to 1.
     fn quantile(&self, share: f64) -> u64 {
         let rank = ((self.count as f64 * share).ceil() as u64).max(1);
