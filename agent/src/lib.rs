@@ -12,7 +12,8 @@
 //! - [`symbolize`]: addresses of an open file into names; [`unwind`]: an ELF file into the table that
 //!   the kernel unwinds by. Both distrust every byte, take open files and need no privileges;
 //! - [`process`], [`preflight`]: the only readers of `/proc` and `/sys`, kernel symbols aside;
-//! - [`elf`], `gopclntab`, [`profile`]: the parts of ELF files that others share; the model.
+//! - [`elf`], `gopclntab`, [`protobuf`], [`profile`]: the parts of ELF files that others share; a wire
+//!   format; the model.
 //!
 //! The kernel's side and the interface between the two are in the crate `agent_ebpf`.
 //!
@@ -31,6 +32,7 @@ pub mod preflight;
 pub mod probe;
 pub mod process;
 pub mod profile;
+pub mod protobuf;
 pub mod serve;
 pub mod session;
 pub mod symbolize;

@@ -12,7 +12,7 @@ use agent_ebpf::frame;
 
 use crate::probe::cpu::{Key, RawStack, Samples};
 use crate::process;
-use crate::profile::{Frame, FrameId, Profile, Space, Stack, Unnamed};
+use crate::profile::{Frame, FrameId, ModuleFacts, Profile, Space, Stack, Unnamed};
 use crate::session::target::{Targets, Tracked};
 use crate::symbolize::debug_files::DebugRoots;
 use crate::symbolize::{self, Budget};
@@ -151,23 +151,22 @@ struct Named {
     place: Place,
     addresses: Vec<u64>,
     frames: Vec<Vec<Frame>>,
+    facts: Option<ModuleFacts>,
 }
 
 impl Work {
     fn of(place: Place, addresses: Vec<u64>, targets: &Targets) -> Self {
         let source = match place {
             Place::Kernel => Source::Kernel(process::kallsyms().ok()),
-            Place::Module(slot) => {
-                match targets.modules().iter().find(|module| module.slot == slot) {
-                    Some(module) => Source::Module {
-                        file: module.file.clone(),
-                        name: module.name.clone(),
-                        path: module.path.clone(),
-                        roots: Arc::clone(&module.roots),
-                    },
-                    None => Source::Nothing,
-                }
-            }
+            Place::Module(_) => match module(place, targets) {
+                Some(module) => Source::Module {
+                    file: module.file.clone(),
+                    name: module.name.clone(),
+                    path: module.path.clone(),
+                    roots: Arc::clone(&module.roots),
+                },
+                None => Source::Nothing,
+            },
             Place::Process(index) => Source::Jit(targets.list().get(index).and_then(open_perf_map)),
         };
         Self {
@@ -206,14 +205,39 @@ impl Work {
         };
         Named {
             place: self.place,
+            facts: self.source.facts(),
             frames,
             addresses: self.addresses,
         }
     }
 }
 
+impl Source {
+    /// What is known of the module, if it is one.
+    fn facts(&self) -> Option<ModuleFacts> {
+        let Source::Module {
+            file, name, path, ..
+        } = self
+        else {
+            return None;
+        };
+        let id = file.as_deref().and_then(symbolize::build_id);
+        let digits = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
+        Some(ModuleFacts {
+            name: name.clone(),
+            path: path.to_string_lossy().into_owned(),
+            build_id: id.map(digits),
+        })
+    }
+}
+
 impl Named {
     fn intern(self, profile: &mut Profile, names: &mut Names) {
+        if let Some(facts) = self.facts
+            && !profile.modules.contains(&facts)
+        {
+            profile.modules.push(facts);
+        }
         for (address, functions) in self.addresses.into_iter().zip(self.frames) {
             let ids = functions
                 .into_iter()

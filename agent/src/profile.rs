@@ -195,11 +195,24 @@ pub struct TargetFacts {
     pub exe: Option<String>,
 }
 
+/// A file whose code is in some stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleFacts {
+    /// Its file name, as [`Frame::module`] says it. Several files may share one.
+    pub name: String,
+    /// Its path, as the process sees it.
+    pub path: String,
+    /// Its build id (`NT_GNU_BUILD_ID`) in hexadecimal digits, if it has one and could be read.
+    pub build_id: Option<String>,
+}
+
 /// A whole profile.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Profile {
     /// The circumstances.
     pub facts: Facts,
+    /// The files whose code is in some stack, the kernel aside.
+    pub modules: Vec<ModuleFacts>,
     /// Distinct frames.
     pub frames: Vec<Frame>,
     /// Distinct stacks.

@@ -4,7 +4,9 @@
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use crate::profile::{Accounting, Cost, Facts, Frame, Profile, SCHEMA, Space, Stack, Unnamed};
+use crate::profile::{
+    Accounting, Cost, Facts, Frame, ModuleFacts, Profile, SCHEMA, Space, Stack, Unnamed,
+};
 
 /// Frames of one stack: 1,024 of user code, 127 of the kernel, and what was inlined into them.
 const MAX_FRAMES: usize = 16_384;
@@ -49,6 +51,8 @@ struct Document {
     cost: Cost,
     #[serde(default)]
     timeline: Vec<u64>,
+    #[serde(default)]
+    modules: Vec<ModuleFacts>,
     frames: Vec<FrameEntry>,
     stacks: Vec<Stack>,
 }
@@ -129,6 +133,7 @@ pub fn read(json: &[u8]) -> Result<Profile, Error> {
     profile.accounting = document.accounting;
     profile.cost = document.cost;
     profile.timeline = document.timeline;
+    profile.modules = document.modules;
     profile.frames = document.frames.into_iter().map(Frame::from).collect();
     profile.stacks = document.stacks;
     Ok(profile)
@@ -174,6 +179,7 @@ mod tests {
             assert_eq!(again.facts, profile.facts);
             assert_eq!(again.accounting, profile.accounting);
             assert_eq!(again.timeline, profile.timeline);
+            assert_eq!(again.modules, profile.modules);
             for format in Format::ALL {
                 let (before, after) = (render(format, &profile), render(format, &again));
                 assert_eq!(before.unwrap(), after.unwrap(), "{}", format.name());

@@ -32,11 +32,11 @@ pub struct ProfileArgs {
         allow_hyphen_values = true
     )]
     pub frequency: u64,
-    /// File to write, `-` for standard output; may be repeated [default:
-    /// profile-COMM-PID-TIME.svg]
+    /// File to write, `-` for standard output; may be repeated. The name tells the format: .svg,
+    /// .folded, .json, .pb.gz, .speedscope.json [default: profile-COMM-PID-TIME.svg]
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<String>,
-    /// Format of the outputs whose name does not tell it: svg, folded or json
+    /// Format of the outputs whose name does not tell it: svg, folded, json, pprof or speedscope
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 }

@@ -72,7 +72,7 @@ pub enum SpecError {
     Stream(String),
     /// A file of reports whose format is unknown.
     #[error(
-        "-o {0}: the extension tells the format; the known ones are .svg, .folded, .json, .csv, .txt"
+        "-o {0}: the extension tells the format; the known ones are .svg, .folded, .pb.gz, .speedscope.json, .json, .csv, .txt"
     )]
     File(String),
     /// The same for `agent tcp`.
@@ -234,7 +234,11 @@ impl OutputSpec {
 pub fn default_name(kind: &str, comm: &str, pid: u32, started: u64, format: Format) -> PathBuf {
     let comm = escape::file_name(comm);
     let time = utc(started);
-    Path::new(&format!("{kind}-{comm}-{pid}-{time}.{}", format.name())).to_owned()
+    Path::new(&format!(
+        "{kind}-{comm}-{pid}-{time}.{}",
+        format.extension()
+    ))
+    .to_owned()
 }
 
 /// Seconds since the epoch as `YYYYMMDD-HHMMSS`, in UTC.

@@ -180,16 +180,16 @@ fn files(outputs: &[String]) -> Result<Vec<(Target, FileFormat)>, SpecError> {
 }
 
 fn file_format(path: &Path) -> Result<FileFormat, SpecError> {
+    let stacks = output::Format::from_extension(path).ok();
     let extension = path
         .extension()
         .map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    match extension.as_deref() {
-        Some("svg") => Ok(FileFormat::Stacks(output::Format::Svg)),
-        Some("folded") => Ok(FileFormat::Stacks(output::Format::Folded)),
-        Some("json") => Ok(FileFormat::Report(Stream::Json)),
-        Some("csv") => Ok(FileFormat::Report(Stream::Csv)),
-        Some("txt") => Ok(FileFormat::Report(Stream::Table)),
-        _ => Err(SpecError::File(
+    match (stacks, extension.as_deref()) {
+        (Some(output::Format::Json), _) => Ok(FileFormat::Report(Stream::Json)),
+        (Some(format), _) => Ok(FileFormat::Stacks(format)),
+        (None, Some("csv")) => Ok(FileFormat::Report(Stream::Csv)),
+        (None, Some("txt")) => Ok(FileFormat::Report(Stream::Table)),
+        (None, _) => Err(SpecError::File(
             escape::plain(&path.to_string_lossy()).into_owned(),
         )),
     }

@@ -1,7 +1,7 @@
 //! Names for a run without an end: each address is named once and in the background, so that nobody
 //! waits for debug information; what is kept is bounded.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -89,7 +89,13 @@ impl LiveNames {
         }
         let pending = making.missing.values().map(BTreeSet::len).sum();
         self.begin(making.missing, targets);
-        (making.profile, pending)
+        let mut profile = making.profile;
+        let frames = profile.frames.iter();
+        let used: HashSet<&str> = frames.filter_map(|frame| frame.module.as_deref()).collect();
+        let known = self.known.modules.iter();
+        let modules = known.filter(|facts| used.contains(&*facts.name));
+        profile.modules = modules.cloned().collect();
+        (profile, pending)
     }
 
     /// The frames of one stack, root first.

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use agent_ebpf::End;
 
-use crate::profile::{Accounting, Cost, Facts, Frame, Profile, Space, Stack, TargetFacts, Unnamed};
+use crate::profile::{
+    Accounting, Cost, Facts, Frame, ModuleFacts, Profile, Space, Stack, TargetFacts, Unnamed,
+};
 
 /// A named frame of user code.
 pub(crate) fn user(module: &str, function: &str, address: u64) -> Frame {
@@ -107,6 +109,15 @@ pub(crate) fn profile() -> Profile {
         bpf_ns_per_sample: Some(1830.0),
         ..Cost::default()
     };
+    let module = |name: &str, path: &str, build_id: Option<&str>| ModuleFacts {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        build_id: build_id.map(str::to_owned),
+    };
+    profile.modules = vec![
+        module("server", "/usr/bin/server", Some("8f0c1d")),
+        module("libz.so.1", "/usr/lib/libz.so.1", None),
+    ];
     push(
         &mut profile,
         &[start.clone(), main.clone(), hash],

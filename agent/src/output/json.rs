@@ -65,6 +65,7 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     field(&mut out, ",", "accounting", &profile.accounting)?;
     field(&mut out, ",", "cost", &profile.cost)?;
     field(&mut out, ",", "timeline", &profile.timeline)?;
+    lines(&mut out, "modules", profile.modules.iter())?;
     lines(
         &mut out,
         "frames",

@@ -6,7 +6,10 @@
 pub mod escape;
 mod folded;
 pub mod html;
+mod intern;
 mod json;
+mod pprof;
+mod speedscope;
 pub mod summary;
 mod svg;
 pub mod syscalls;
@@ -34,6 +37,10 @@ pub enum Format {
     Json,
     /// An interactive page.
     Html,
+    /// pprof's `profile.proto`, gzipped.
+    Pprof,
+    /// speedscope's own format.
+    Speedscope,
 }
 
 /// Why a name is that of no format.
@@ -63,20 +70,38 @@ pub enum UnknownFormat {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 4] = [Format::Svg, Format::Folded, Format::Json, Format::Html];
+    pub const ALL: [Format; 6] = [
+        Format::Svg,
+        Format::Folded,
+        Format::Json,
+        Format::Html,
+        Format::Pprof,
+        Format::Speedscope,
+    ];
 
-    /// The format's name, which is the extension of its files too.
+    /// The format's name.
     pub const fn name(self) -> &'static str {
         match self {
             Format::Svg => "svg",
             Format::Folded => "folded",
             Format::Json => "json",
             Format::Html => "html",
+            Format::Pprof => "pprof",
+            Format::Speedscope => "speedscope",
+        }
+    }
+
+    /// The extension of its files, without the first dot.
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Format::Pprof => "pb.gz",
+            Format::Speedscope => "speedscope.json",
+            format => format.name(),
         }
     }
 
     /// The names of all formats.
-    pub fn names() -> [&'static str; 4] {
+    pub fn names() -> [&'static str; Self::ALL.len()] {
         Self::ALL.map(Self::name)
     }
 
@@ -97,14 +122,23 @@ impl Format {
             return Err(UnknownFormat::NoExtension { path: shown });
         };
         let extension = extension.to_string_lossy();
-        Self::from_name(&extension).ok_or_else(|| UnknownFormat::Extension {
-            path: shown,
-            extension: escape::plain(&extension).into_owned(),
-        })
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.to_ascii_lowercase();
+        // `.speedscope.json` is a `.json` too: the longest that fits.
+        Self::ALL
+            .into_iter()
+            .filter(|format| name.ends_with(&format!(".{}", format.extension())))
+            .max_by_key(|format| format.extension().len())
+            .ok_or_else(|| UnknownFormat::Extension {
+                path: shown,
+                extension: escape::plain(&extension).into_owned(),
+            })
     }
 
     fn extensions() -> String {
-        Self::names().map(|name| format!(".{name}")).join(", ")
+        Self::ALL
+            .map(|format| format!(".{}", format.extension()))
+            .join(", ")
     }
 }
 
@@ -129,6 +163,8 @@ pub fn render(format: Format, profile: &Profile) -> Result<Vec<u8>, RenderError>
         Format::Folded => Ok(folded::render(profile).into_bytes()),
         Format::Json => json::render(profile),
         Format::Html => html::profile::render(profile),
+        Format::Pprof => pprof::render(profile),
+        Format::Speedscope => speedscope::render(profile),
     }
     .map_err(|source| RenderError {
         format: format.name(),
@@ -144,10 +180,14 @@ mod tests {
     #[test]
     fn extension_names_the_format() {
         for format in Format::ALL {
-            let path = format!("dir.d/x.{}", format.name());
+            let path = format!("dir.d/x.{}", format.extension());
             assert_eq!(Format::from_extension(Path::new(&path)), Ok(format));
         }
-        assert_eq!(Format::from_extension(Path::new("X.SVG")), Ok(Format::Svg));
+        let of = |name| Format::from_extension(Path::new(name));
+        assert_eq!(of("X.SVG"), Ok(Format::Svg));
+        assert_eq!(of("x.Speedscope.json"), Ok(Format::Speedscope));
+        assert_eq!(of("speedscope.json"), Ok(Format::Json));
+        assert!(of("x.gz").is_err());
     }
 
     #[test]
@@ -155,7 +195,8 @@ mod tests {
         let error = Format::from_extension(Path::new("a.pdf")).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`a.pdf`: unknown extension `.pdf`; the known ones are .svg, .folded, .json, .html"
+            "`a.pdf`: unknown extension `.pdf`; the known ones are .svg, .folded, .json, .html, .pb.gz, \
+             .speedscope.json"
         );
         let error = Format::from_extension(Path::new("profile")).unwrap_err();
         assert!(error.to_string().contains(".svg, .folded, .json, .html"));
