@@ -158,15 +158,17 @@ impl Work {
     fn of(place: Place, addresses: Vec<u64>, targets: &Targets) -> Self {
         let source = match place {
             Place::Kernel => Source::Kernel(process::kallsyms().ok()),
-            Place::Module(_) => match module(place, targets) {
-                Some(module) => Source::Module {
-                    file: module.file.clone(),
-                    name: module.name.clone(),
-                    path: module.path.clone(),
-                    roots: Arc::clone(&module.roots),
-                },
-                None => Source::Nothing,
-            },
+            Place::Module(slot) => {
+                match targets.modules().iter().find(|module| module.slot == slot) {
+                    Some(module) => Source::Module {
+                        file: module.file.clone(),
+                        name: module.name.clone(),
+                        path: module.path.clone(),
+                        roots: Arc::clone(&module.roots),
+                    },
+                    None => Source::Nothing,
+                }
+            }
             Place::Process(index) => Source::Jit(targets.list().get(index).and_then(open_perf_map)),
         };
         Self {
