@@ -2,6 +2,7 @@
 //! A model without I/O, and how it is read back from what was written.
 
 pub mod profile;
+pub mod redact;
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,8 @@
 //!
 //! - [`cli`]: arguments as typed, what they mean, the run; the only place that prints;
 //! - [`output`]: the model as SVG, folded stacks, JSON, or a summary. Sees [`profile`] only;
-//! - [`capture`]: what all probes saw at the same time, and the bundle that holds it;
+//! - [`bundle`]: a capture as one zip file, and back;
+//! - [`capture`]: what all probes saw at the same time;
 //! - [`naming`]: raw samples into the model, each distinct address named once;
 //! - [`probe`]: one file for each kernel probe: attach, decode;
 //! - [`session`]: loads the bytecode, follows processes and their mappings, drains the ring buffer.
@@ -22,6 +23,8 @@
 //! nothing outlives the agent in the kernel. `cargo xtask ci` checks who may do what, and
 //! ARCHITECTURE.md says why.
 
+pub mod bundle;
+pub mod calendar;
 pub mod capture;
 pub mod cli;
 pub mod elf;
