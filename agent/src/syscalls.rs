@@ -3,6 +3,7 @@
 pub mod benign;
 pub mod name;
 pub mod table;
+pub mod totals;
 pub mod values;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ mod folded;
 pub mod html;
 mod intern;
 mod json;
+pub mod metrics;
 mod pprof;
 mod speedscope;
 pub mod summary;
