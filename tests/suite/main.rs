@@ -12,6 +12,7 @@
 
 mod accounting;
 mod bad_input;
+mod browser;
 mod completeness;
 mod elf;
 mod harness;

@@ -56,6 +56,7 @@ static PACKAGES: [(&str, &[&str]); 4] = [
             "bpftool",
             "gdb",
             "wrk",
+            "chromium",
             "elfutils",
             "iproute2",
             "nftables",

@@ -36,7 +36,7 @@ pub struct ProfileArgs {
     /// .folded, .json, .pb.gz, .speedscope.json [default: profile-COMM-PID-TIME.svg]
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<String>,
-    /// Format of the outputs whose name does not tell it: svg, folded, json, pprof or speedscope
+    /// Format of the outputs whose name does not tell it: svg, folded, json, html, pprof or speedscope
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 }

@@ -73,7 +73,7 @@ pub enum SpecError {
     Stream(String),
     /// A file of reports whose format is unknown.
     #[error(
-        "-o {0}: the extension tells the format; the known ones are .svg, .folded, .pb.gz, .speedscope.json, .json, .csv, .txt"
+        "-o {0}: the extension tells the format; the known ones are .svg, .folded, .html, .pb.gz, .speedscope.json, .json, .csv, .txt"
     )]
     File(String),
     /// The same for `agent tcp`.

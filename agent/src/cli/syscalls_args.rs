@@ -53,8 +53,8 @@ pub struct SyscallsArgs {
     /// What to print: table, json (a line for each interval) or csv (at the end)
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     pub format: String,
-    /// File to write at the end: .svg, .folded (flame graph of failures), .json, .csv or .txt; may
-    /// be repeated
+    /// File to write at the end: .svg, .html, .folded (flame graph of failures), .json, .csv or
+    /// .txt; may be repeated
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<String>,
 }

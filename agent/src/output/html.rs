@@ -112,6 +112,20 @@ impl Page {
         Ok(self)
     }
 
+    /// Adds the head of the page: its title, what `markup` says below it (such as a
+    /// `<dl class="facts">`), and the switch between light and dark.
+    #[must_use]
+    pub fn header(self, markup: &str) -> Self {
+        let title = &self.title;
+        let header = format!(
+            r#"<header class="page"><div>
+<h1>{title}</h1>
+{markup}</div>
+<button type="button" class="theme" title="light or dark" hidden="">Dark</button></header>"#
+        );
+        self.body(&header)
+    }
+
     /// Adds markup to the body. What comes from the target must have passed [`escape::xml`].
     #[must_use]
     pub fn body(mut self, markup: &str) -> Self {

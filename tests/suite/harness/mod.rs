@@ -1,6 +1,7 @@
 //! What the tests share: where things are, one test at a time, targets and runs of the agent.
 
 mod agent;
+mod browser;
 mod profile;
 mod target;
 
@@ -9,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use agent::{Agent, Finished, Running};
+pub(crate) use browser::Browser;
 pub(crate) use profile::{Frame, Profile, Stack};
 pub(crate) use target::{Target, copy_executable};
 

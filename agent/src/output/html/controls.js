@@ -1,15 +1,15 @@
 // The elements around a flame graph's canvas.
 function flameControls(element) {
-  const button = (text, title) => make('button', { type: 'button', title }, text);
+  const button = (className, text, title) => make('button', { type: 'button', className, title }, text);
   const ui = {
     search: make('input', { type: 'search', placeholder: 'Search functions  /', spellcheck: false, autocomplete: 'off' }),
     regex: make('input', { type: 'checkbox' }),
-    clear: button('×', 'clear the search (Esc)'),
+    clear: button('clear', '×', 'clear the search (Esc)'),
     matched: make('output', { className: 'matched' }),
     threads: make('select', { title: 'whose samples are shown' }),
-    flip: button('Icicle', 'root at the top; i: at the bottom'),
-    reset: button('Reset zoom', 'show everything (Home)'),
-    helpButton: button('?', 'keys'),
+    flip: button('flip', 'Icicle ↓', 'root at the top; i: at the bottom'),
+    reset: button('reset', 'Reset zoom', 'show everything (Home)'),
+    helpButton: button('keys', '?', 'keys'),
     crumbs: make('ol', {}),
     name: make('span', { className: 'name' }),
     figures: make('span', { className: 'figures' }),

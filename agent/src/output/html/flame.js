@@ -14,6 +14,7 @@ function flame(element, data, options = {}) {
   let marked = null;
   let colors;
   let queued = false;
+  let pointer = null;
   const view = { root: 0, hover: -1, focus: 0, flipped: false, width: 0, height: 0, top: 0, rows: 1, showFocus: false };
   const ui = flameControls(element);
   const name = (node) => model.frames[model.frame[node]].name;
@@ -31,7 +32,6 @@ function flame(element, data, options = {}) {
     sums = flameModel.sum(model, accepts());
     if (!(sums.total[view.root] > 0)) view.root = view.focus = 0;
     if (!(sums.total[view.focus] > 0)) view.focus = view.root;
-    view.hover = -1;
     search();
   }
 
@@ -54,7 +54,6 @@ function flame(element, data, options = {}) {
 
   function zoom(node) {
     view.root = view.focus = node;
-    view.hover = -1;
     layout();
     ui.view.scrollTop = view.flipped ? ui.view.scrollHeight : 0;
   }
@@ -90,6 +89,8 @@ function flame(element, data, options = {}) {
       colors = { ...flamePaint.palette(model.frames, dark), dark, model };
     }
     view.top = ui.view.scrollTop;
+    view.hover = pointer ? under(pointer) : -1;
+    ui.canvas.style.cursor = view.hover >= 0 ? 'pointer' : '';
     ui.canvas.style.width = `${view.width}px`;
     ui.canvas.style.height = `${view.height}px`;
     flamePaint.draw(ui.canvas, { ...view, model, sums, marked, colors });
@@ -178,7 +179,7 @@ function flame(element, data, options = {}) {
     }
     if (next < 0) return;
     view.focus = next;
-    view.hover = -1;
+    pointer = null;
     view.showFocus = true;
     scrollTo(next);
     redraw();
@@ -189,7 +190,7 @@ function flame(element, data, options = {}) {
     const depth = model.depth[view.focus];
     const last = model.end[view.root];
     for (let node = view.focus + direction; node > view.root && node < last; node += direction) {
-      if (model.depth[node] === depth && sums.total[node] > 0 && box(node)) return node;
+      if (model.depth[node] === depth && flamePaint.isDrawn({ ...view, sums }, node)) return node;
     }
     return -1;
   }
@@ -217,7 +218,7 @@ function flame(element, data, options = {}) {
     Enter: () => zoom(view.focus),
     Escape: escape,
     Home: () => zoom(0),
-    '/': () => ui.search.select(),
+    '/': startSearch,
     '?': () => ui.help.showModal(),
     i: () => flip(),
   };
@@ -229,21 +230,27 @@ function flame(element, data, options = {}) {
     const find = event.key === 'f' && (event.ctrlKey || event.metaKey) && !event.altKey;
     if (find && document.activeElement !== ui.search) {
       event.preventDefault();
-      ui.search.select();
+      startSearch();
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const control = event.target.closest('input, select, button, textarea, a, summary');
-    if (control && event.key !== 'Escape' && !(control.matches('button') && '/?'.includes(event.key))) return;
+    // Whoever types, types; a button's Enter is the button's.
+    if (event.target.closest('input:not([type="checkbox"]), select, textarea') && event.key !== 'Escape') return;
+    if (event.target.closest('input, button, a, summary') && event.key === 'Enter') return;
     const action = KEYS[event.key];
     if (!action) return;
     event.preventDefault();
     action(event.key);
   }
 
+  function startSearch() {
+    ui.search.focus();
+    ui.search.select();
+  }
+
   function flip() {
     view.flipped = !view.flipped;
-    ui.flip.textContent = view.flipped ? 'Flame' : 'Icicle';
+    ui.flip.textContent = view.flipped ? 'Flame ↑' : 'Icicle ↓';
     ui.flip.title = view.flipped ? 'root at the bottom; i: at the top' : 'root at the top; i: at the bottom';
     layout();
     ui.view.scrollTop = view.flipped ? ui.view.scrollHeight : 0;
@@ -252,26 +259,24 @@ function flame(element, data, options = {}) {
 
   // ---- pointer and events
 
-  function under(event) {
+  // The node at a point of the window, or -1.
+  function under({ x, y }) {
     const area = ui.canvas.getBoundingClientRect();
-    return flamePaint.at({ ...view, model, sums }, event.clientX - area.left, event.clientY - area.top);
+    return flamePaint.at({ ...view, model, sums }, x - area.left, y - area.top);
   }
 
   function onMove(event) {
-    const node = under(event);
-    ui.canvas.style.cursor = node >= 0 ? 'pointer' : '';
-    if (node === view.hover) return;
-    view.hover = node;
-    redraw();
+    pointer = { x: event.clientX, y: event.clientY };
+    if (under(pointer) !== view.hover) redraw();
   }
 
   ui.canvas.addEventListener('pointermove', onMove);
   ui.canvas.addEventListener('pointerleave', () => {
-    view.hover = -1;
+    pointer = null;
     redraw();
   });
   ui.canvas.addEventListener('click', (event) => {
-    const node = under(event);
+    const node = under({ x: event.clientX, y: event.clientY });
     view.showFocus = false;
     if (node >= 0) zoom(node);
   });
@@ -311,7 +316,8 @@ function flame(element, data, options = {}) {
       data = next;
       model = flameModel.decode(data);
       [view.root, view.focus] = paths.map((keys) => flameModel.find(model, keys));
-      listThreads();
+      // A list that is open stays as it is.
+      if (document.activeElement !== ui.threads) listThreads();
       recount();
     },
     search(text) {

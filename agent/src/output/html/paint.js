@@ -53,6 +53,11 @@ const flamePaint = (() => {
     }
   }
 
+  // Whether a node at or below `root` is wide enough to be drawn.
+  function isDrawn({ sums, root, width }, node) {
+    return (sums.total[node] * width) / sums.total[root] >= CULL;
+  }
+
   // Rows that the tree below `root` has at this width.
   function rows(view) {
     let deepest = 0;
@@ -147,5 +152,5 @@ const flamePaint = (() => {
     return found;
   }
 
-  return { ROW, palette, color, rows, draw, at, box };
+  return { ROW, palette, color, isDrawn, rows, draw, at, box };
 })();

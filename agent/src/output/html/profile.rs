@@ -22,7 +22,7 @@ pub(in crate::output) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
         .tables()
         .script(include_str!("profile.js"))
         .data("profile", &flame::Data::new(profile))?
-        .body(&header(profile))
+        .header(&(facts(profile) + &more(profile)))
         .body(concat!(
             r#"<main><div id="flame"><noscript><p>The flame graph needs JavaScript; "#,
             "the table below does not.</p></noscript></div>"
@@ -38,19 +38,6 @@ fn title(profile: &Profile) -> String {
         false => "CPU profile".to_owned(),
     };
     format!("{what}: {}", text::targets(profile))
-}
-
-/// The head of the page: title, switch between light and dark, facts.
-fn header(profile: &Profile) -> String {
-    format!(
-        r#"<header class="page"><div>
-<h1>{}</h1>
-{}{}</div>
-<button type="button" class="theme" title="light or dark" hidden="">Dark</button></header>"#,
-        escape::xml(&title(profile)),
-        facts(profile),
-        more(profile),
-    )
 }
 
 /// The facts by which to judge a profile, as a `<dl class="facts">`: how many samples, how many of
