@@ -29,6 +29,7 @@ pub mod capture;
 pub mod cli;
 pub mod elf;
 mod gopclntab;
+pub mod live;
 pub mod naming;
 pub mod output;
 pub mod preflight;

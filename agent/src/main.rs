@@ -8,7 +8,7 @@ use agent::cli::destination::{Destination, Target};
 use agent::cli::generate::ManError;
 use agent::cli::launch::LaunchError;
 use agent::cli::spec::SpecError;
-use agent::cli::{Exit, generate, profile, syscalls, tcp};
+use agent::cli::{Exit, generate, profile, serve, syscalls, tcp};
 use agent::output::escape;
 use agent::preflight;
 use clap::Parser;
@@ -53,6 +53,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Syscalls(syscalls_args) => {
             let spec = syscalls_args.resolve()?;
             runtime()?.block_on(syscalls::run(spec, args.verbosity))
+        }
+        Command::Serve(serve_args) => {
+            let spec = serve_args.resolve()?;
+            runtime()?.block_on(serve::run(spec, args.verbosity))
         }
         Command::Completions { shell } => print(&generate::completions(shell)),
         Command::Man { subcommand } => print(&generate::man(subcommand.as_deref())?),

@@ -2,6 +2,7 @@
 
 pub mod benign;
 pub mod name;
+pub mod recent;
 pub mod table;
 pub mod totals;
 pub mod values;

@@ -322,7 +322,11 @@ impl Connections {
             let key = (remote, report.metrics.error);
             let slice = self.slice();
             if let Some(endless) = &mut self.endless {
-                endless.fail((Role::Client, remote.to_string()), slice, report.metrics.error);
+                endless.fail(
+                    (Role::Client, remote.to_string()),
+                    slice,
+                    report.metrics.error,
+                );
             }
             if self.failed.len() < MAX_FAILED || self.failed.contains_key(&key) {
                 *self.failed.entry(key).or_default() += 1;

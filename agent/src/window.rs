@@ -148,6 +148,11 @@ impl Window {
         (sums, length)
     }
 
+    /// Seconds that are over since the start.
+    pub fn seconds(&self) -> u64 {
+        self.now
+    }
+
     /// Places among the targets of the processes that have samples in the window.
     pub fn processes(&self) -> HashSet<usize> {
         let keys = self.seconds.iter().flat_map(|second| second.counts.keys());

@@ -6,6 +6,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::profile_args::ProfileArgs;
+use super::serve_args::ServeArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
 
@@ -41,6 +42,8 @@ pub enum Command {
     Tcp(TcpArgs),
     /// Count which system calls of a process fail, with what, on which argument
     Syscalls(SyscallsArgs),
+    /// Show all three of the last seconds on a live page, and metrics for Prometheus
+    Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -91,7 +94,8 @@ pub struct TargetArgs {
 /// The largest process id that Linux gives out (`PID_MAX_LIMIT`, include/linux/threads.h).
 const MAX_PID: u32 = 1 << 22;
 
-fn parse_pid(text: &str) -> Result<u32, String> {
+/// A process id.
+pub(super) fn parse_pid(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(pid) if (1..=MAX_PID).contains(&pid) => Ok(pid),
         _ => Err(format!("a process id is a number from 1 to {MAX_PID}")),

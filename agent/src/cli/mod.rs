@@ -12,6 +12,8 @@ pub mod profile;
 pub mod profile_args;
 pub mod program;
 pub mod run;
+pub mod serve;
+pub mod serve_args;
 pub mod signals;
 pub mod spec;
 pub mod stdout;

@@ -41,7 +41,8 @@ pub struct ProfileArgs {
     pub format: Option<String>,
 }
 
-fn parse_frequency(text: &str) -> Result<u64, String> {
+/// A number of samples per second.
+pub(super) fn parse_frequency(text: &str) -> Result<u64, String> {
     text.parse()
         .map_err(|_| "samples per second are a whole number, such as 99".to_owned())
 }

@@ -80,7 +80,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
 }
 
 /// Refuses 32-bit programs: their system calls have other numbers.
-fn check_bits(subjects: &Subjects) -> anyhow::Result<()> {
+pub(super) fn check_bits(subjects: &Subjects) -> anyhow::Result<()> {
     for process in &subjects.processes {
         anyhow::ensure!(
             !process.is_32_bit(),

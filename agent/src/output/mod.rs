@@ -8,6 +8,7 @@ mod folded;
 pub mod html;
 mod intern;
 mod json;
+pub mod live;
 pub mod metrics;
 mod pprof;
 mod speedscope;

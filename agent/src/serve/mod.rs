@@ -58,22 +58,20 @@ pub enum Question {
     Live(Option<u32>),
     /// Prometheus metrics.
     Metrics,
-    /// The capture as a bundle.
-    Bundle,
+    /// The capture of the last so many seconds as a bundle.
+    Bundle(Option<u32>),
 }
 
 impl Question {
     /// What a path and its query ask for.
     pub fn of(path: &str, query: Option<&str>) -> Option<Self> {
+        let window = query.and_then(|query| access::parameter(query, "window"));
+        let window = window.and_then(|seconds| seconds.parse().ok());
         Some(match path {
             "/" => Question::Page,
-            "/live.json" => Question::Live(
-                query
-                    .and_then(|query| access::parameter(query, "window"))
-                    .and_then(|seconds| seconds.parse().ok()),
-            ),
+            "/live.json" => Question::Live(window),
             "/metrics" => Question::Metrics,
-            "/bundle.zip" => Question::Bundle,
+            "/bundle.zip" => Question::Bundle(window),
             _ => return None,
         })
     }
@@ -113,6 +111,16 @@ impl Answer {
 
     fn with(self, status: StatusCode) -> Self {
         Self { status, ..self }
+    }
+
+    /// Something went wrong here.
+    pub fn failed(text: impl Into<Bytes>) -> Self {
+        Self::text(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+
+    /// Not now.
+    pub fn busy(text: impl Into<Bytes>) -> Self {
+        Self::text(StatusCode::SERVICE_UNAVAILABLE, text)
     }
 }
 
@@ -193,7 +201,7 @@ mod tests {
         let of = |path| Question::of(path, None);
         assert_eq!(of("/"), Some(Question::Page));
         assert_eq!(of("/metrics"), Some(Question::Metrics));
-        assert_eq!(of("/bundle.zip"), Some(Question::Bundle));
+        assert_eq!(of("/bundle.zip"), Some(Question::Bundle(None)));
         assert_eq!(of("/live.json"), Some(Question::Live(None)));
         for other in ["", "//", "/metrics/", "/../etc/passwd", "/live.json/x", "*"] {
             assert_eq!(of(other), None, "{other}");
