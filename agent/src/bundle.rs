@@ -23,18 +23,57 @@ const PROFILE: &str = "profile.json";
 const CONNECTIONS: &str = "connections.json";
 const SYSCALLS: &str = "syscalls.json";
 
-/// Renders one entry.
-type Render = fn(&Capture) -> Result<Vec<u8>, Error>;
-
 /// All entries, in their order.
-const ENTRIES: &[(&str, Render)] = &[
-    ("flame.svg", |capture| rendered(Format::Svg, capture)),
-    ("profile.pb.gz", |capture| rendered(Format::Pprof, capture)),
-    (PROFILE, |capture| rendered(Format::Json, capture)),
-    (CONNECTIONS, |capture| lines(&capture.connections)),
-    (SYSCALLS, |capture| lines(&capture.syscalls)),
-    (META, |capture| Ok(pretty(&capture.meta)?)),
+const ENTRIES: &[(&str, Form)] = &[
+    ("report.md", Form::Markdown),
+    ("report.html", Form::Page),
+    ("flame.svg", Form::Profile(Format::Svg)),
+    ("profile.pb.gz", Form::Profile(Format::Pprof)),
+    (PROFILE, Form::Profile(Format::Json)),
+    (CONNECTIONS, Form::Connections),
+    (SYSCALLS, Form::Syscalls),
+    (META, Form::Meta),
 ];
+
+/// A form that a capture, or a part of it, is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The report as Markdown.
+    Markdown,
+    /// The report as a page.
+    Page,
+    /// The profile.
+    Profile(Format),
+    /// The connections: one document a line.
+    Connections,
+    /// The failing system calls: one report a line.
+    Syscalls,
+    /// The circumstances.
+    Meta,
+}
+
+impl Form {
+    /// The form of the bundle's entry of this name.
+    pub fn of_entry(name: &str) -> Option<Self> {
+        let found = ENTRIES.iter().find(|(entry, _)| *entry == name);
+        found.map(|&(_, form)| form)
+    }
+
+    /// The capture in this form.
+    ///
+    /// # Errors
+    /// A library refused it, which is a bug: every capture can be written in every form.
+    pub fn render(self, capture: &Capture) -> Result<Vec<u8>, Error> {
+        Ok(match self {
+            Form::Markdown => output::report::markdown(capture).into_bytes(),
+            Form::Page => output::report::html(capture)?.into_bytes(),
+            Form::Profile(format) => output::render(format, &capture.profile)?,
+            Form::Connections => lines(&capture.connections)?,
+            Form::Syscalls => lines(&capture.syscalls)?,
+            Form::Meta => pretty(&capture.meta)?,
+        })
+    }
+}
 
 /// Why a bundle cannot be written or read.
 #[derive(Debug, Error)]
@@ -110,8 +149,10 @@ fn where_it_is(elsewhere: Option<&str>) -> String {
 /// An entry cannot be rendered.
 pub fn write(capture: &Capture) -> Result<Vec<u8>, Error> {
     let mut writer = Writer::new(Vec::new(), capture.meta.started);
-    for (name, render) in ENTRIES {
-        writer.add(name, &render(capture)?).map_err(Error::Write)?;
+    for (name, form) in ENTRIES {
+        writer
+            .add(name, &form.render(capture)?)
+            .map_err(Error::Write)?;
     }
     writer.finish().map_err(Error::Write)
 }
@@ -136,10 +177,6 @@ pub fn read(bytes: &[u8]) -> Result<Capture, Error> {
     check::connections(&capture.connections).ok_or(Error::Overflow(CONNECTIONS))?;
     check::syscalls(&capture.syscalls).ok_or(Error::Overflow(SYSCALLS))?;
     Ok(capture)
-}
-
-fn rendered(format: Format, capture: &Capture) -> Result<Vec<u8>, Error> {
-    Ok(output::render(format, &capture.profile)?)
 }
 
 /// One document a line.

@@ -40,6 +40,17 @@ impl Capture {
         self.syscalls.iter().rfind(|report| report.last)
     }
 
+    /// Whether any probe saw anything.
+    pub fn has_anything(&self) -> bool {
+        let connections = self
+            .all_connections()
+            .is_some_and(|document| document.sums.connections > 0 || document.sums.failed > 0);
+        let failures = self
+            .all_syscalls()
+            .is_some_and(|report| !report.errors.is_empty());
+        connections || failures || self.profile.samples() > 0
+    }
+
     /// The connections of each interval, in the order of time.
     pub fn connection_intervals(&self) -> impl Iterator<Item = &tcp::view::Document> {
         self.connections.iter().filter(|document| !document.last)

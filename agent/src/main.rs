@@ -8,7 +8,7 @@ use agent::cli::destination::{Destination, Target};
 use agent::cli::generate::ManError;
 use agent::cli::launch::LaunchError;
 use agent::cli::spec::SpecError;
-use agent::cli::{Exit, generate, profile, serve, syscalls, tcp};
+use agent::cli::{Exit, generate, profile, record, report, serve, syscalls, tcp};
 use agent::output::escape;
 use agent::preflight;
 use clap::Parser;
@@ -53,6 +53,14 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::Syscalls(syscalls_args) => {
             let spec = syscalls_args.resolve()?;
             runtime()?.block_on(syscalls::run(spec, args.verbosity))
+        }
+        Command::Record(record_args) => {
+            let spec = record_args.resolve()?;
+            runtime()?.block_on(record::run(spec, args.verbosity))
+        }
+        Command::Report(report_args) => {
+            report::run(report_args.resolve()?, args.verbosity)?;
+            Ok(Exit::Ok.code())
         }
         Command::Serve(serve_args) => {
             let spec = serve_args.resolve()?;

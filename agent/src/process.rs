@@ -1,6 +1,7 @@
 //! A read-only view of a process through `/proc` (proc(5)): what it is, what it has mapped, and
 //! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
 
+pub mod container;
 pub mod descriptor;
 pub mod library;
 mod own;
@@ -8,6 +9,7 @@ pub mod priority;
 pub mod privilege;
 pub mod regular;
 mod root;
+pub mod usage;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -18,7 +20,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, monotonic_ns, own_resident_bytes, own_usage,
+    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
     raise_open_files, restore_open_files, without_opening_files,
 };
 use regular::Last;
@@ -104,9 +106,14 @@ pub struct Stat {
     pub parent: u32,
     /// Kernel flags (`PF_…`, linux/sched.h).
     pub flags: u64,
+    /// CPU time so far, in user and kernel mode, in clock ticks.
+    pub cpu_ticks: u64,
     /// Start time in clock ticks since boot.
     pub start_time: u64,
 }
+
+/// Most bytes that are read of a command line.
+const MAX_COMMAND_LINE: u64 = 64 << 10;
 
 /// `PF_KTHREAD` (linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
@@ -247,6 +254,23 @@ impl Process {
     /// Path of its program, as it sees it; `None` when it cannot be read.
     pub fn exe(&self) -> Option<PathBuf> {
         fs::read_link(proc_path(self.pid, "exe")).ok()
+    }
+
+    /// Its command line, at most the first [`MAX_COMMAND_LINE`] bytes; `None` when it cannot be
+    /// read or the process has taken it away.
+    pub fn command_line(&self) -> Option<Vec<String>> {
+        let mut text = Vec::new();
+        let file = File::open(proc_path(self.pid, "cmdline")).ok()?;
+        io::Read::read_to_end(&mut io::Read::take(file, MAX_COMMAND_LINE), &mut text).ok()?;
+        self.still_there().ok()?;
+        // A process that has written a title over its arguments leaves zeros behind it.
+        let end = text.iter().rposition(|&byte| byte != 0)?;
+        let words = text.get(..=end)?.split(|&byte| byte == 0);
+        Some(
+            words
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect(),
+        )
     }
 
     /// Whether its program is a 32-bit one (`EI_CLASS` of its ELF header); false where that cannot be
@@ -402,11 +426,13 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
     let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
+    let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
     Some(Stat {
         comm,
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
         flags: fields.get(6)?.parse().ok()?,
+        cpu_ticks: number(11)? + number(12)?,
         start_time: fields.get(19)?.parse().ok()?,
     })
 }
@@ -487,6 +513,7 @@ mod tests {
         let stat = parse_stat(text).unwrap();
         assert_eq!(stat.comm, "a) b (c");
         assert_eq!((stat.state, stat.parent, stat.start_time), ('S', 7, 12345));
+        assert_eq!(stat.cpu_ticks, 5 + 6);
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Report {
     pub processes: usize,
     /// The rows: the most frequent first, benign ones last.
     pub errors: Vec<Failure>,
+    /// Rows left out: in a capture, those of an interval in which they did not fail.
+    #[serde(default)]
+    pub not_shown: usize,
     /// What could not be kept, by cause; all zero when nothing was lost.
     pub losses: BTreeMap<String, u64>,
 }

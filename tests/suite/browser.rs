@@ -1,9 +1,12 @@
 //! The HTML outputs in a real browser: they work, ask for nothing, and names do nothing.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::harness::{Agent, Browser, Finished, Target, alone, host_only};
 use crate::outputs::folded;
+use crate::tcp::counts::redis;
 
 /// Whether this is a virtual machine, where there is no browser.
 fn no_browser() -> bool {
@@ -27,7 +30,7 @@ fn opened(finished: &Finished) -> Browser {
 }
 
 /// Fails if anything went wrong or any request was made but the one for the page.
-fn assert_quiet(browser: &mut Browser) {
+pub(crate) fn assert_quiet(browser: &mut Browser) {
     assert_eq!(browser.problems(), [""; 0]);
     let requests = browser.requests();
     assert!(
@@ -44,7 +47,7 @@ fn click_frame(browser: &mut Browser, name: &str) {
 }
 
 /// Writes a screenshot to the directory that `AGENT_SCREENSHOTS` names, for the documentation.
-fn picture(browser: &mut Browser, name: &str) {
+pub(crate) fn picture(browser: &mut Browser, name: &str) {
     if let Some(directory) = std::env::var_os("AGENT_SCREENSHOTS") {
         browser.screenshot(&PathBuf::from(directory).join(name));
     }
@@ -78,7 +81,6 @@ fn a_click_zooms_and_escape_goes_back() {
     let finished = profile_of(&Target::spawn("split", &[]));
     let mut browser = opened(&finished);
     assert_eq!(browser.evaluate("graph.shown()"), "all");
-    picture(&mut browser, "profile-light.png");
     click_frame(&mut browser, "third");
     assert_eq!(browser.evaluate("graph.shown()"), "third");
     let trail = browser.text(".crumbs");
@@ -103,6 +105,13 @@ fn a_click_zooms_and_escape_goes_back() {
     );
     browser.press("Escape");
     assert_eq!(browser.evaluate("graph.shown()"), "one_round");
+    let update = "graph.update(embedded('profile'))";
+    browser.evaluate(update);
+    assert_eq!(
+        browser.evaluate("graph.shown()"),
+        "one_round",
+        "an update loses the zoom"
+    );
     browser.click(".crumbs li:first-child button");
     assert_eq!(browser.evaluate("graph.shown()"), "all");
     assert_quiet(&mut browser);
@@ -223,8 +232,13 @@ fn light_and_dark() {
         return;
     }
     let _alone = alone();
-    let finished = profile_of(&Target::spawn("split", &[]));
+    let (redis, port) = redis();
+    let mut load = Command::new("redis-benchmark");
+    load.args(["-p", &port, "-t", "get,set", "-n", "1000000000", "-q"]);
+    let _load = Target::run_unready(&mut load);
+    let finished = profile_of(&redis);
     let mut browser = opened(&finished);
+    picture(&mut browser, "profile-light.png");
     let paper = "getComputedStyle(document.body).backgroundColor";
     let light = browser.evaluate(paper);
     browser.prefer("dark");
@@ -297,6 +311,32 @@ fn a_thread_can_be_chosen() {
     browser.type_text("|`[x]");
     assert!(matched(&mut browser) > 99.0);
     assert_quiet(&mut browser);
+}
+
+#[test]
+fn the_policy_lets_nothing_out_of_the_page() {
+    if no_browser() {
+        return;
+    }
+    let _alone = alone();
+    let finished = profile_of(&Target::spawn("split", &[]));
+    let mut browser = opened(&finished);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let asked = browser.evaluate(&format!(
+        "(new Image().src = '{url}', navigator.sendBeacon('{url}'),
+          fetch('{url}').then(() => 'answered', error => error.name))"
+    ));
+    assert_eq!(asked, "TypeError");
+    let markup = "(() => { try { document.body.innerHTML = '<b>x</b>'; } catch (error) { return error.name; } })()";
+    assert_eq!(browser.evaluate(markup), "TypeError");
+    let inline =
+        "(() => { const s = document.createElement('script'); s.append('window.__pwned = 1');
+        try { document.body.append(s); } catch {} return typeof window.__pwned; })()";
+    assert_eq!(browser.evaluate(inline), "undefined");
+    assert!(listener.accept().is_err(), "a request left the page");
+    assert!(!browser.problems().is_empty(), "the refusals are not seen");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //!
 //! - `AGENT_BIN`: the agent (else the newer of `target/release/agent` and `target/debug/agent`);
 //! - `AGENT_PROGRAMS`: the built `tests/programs` (else `target/programs`);
+//! - `AGENT_SCREENSHOTS`: a directory to which the browser tests write what they see;
 //! - `AGENT_KERNEL`: set in a virtual machine, to the kernel's version: without interpreters and
 //!   peers, and an order of magnitude slower.
 
@@ -21,6 +22,8 @@ mod names;
 mod namespaces;
 mod outputs;
 mod peers;
+mod record;
+mod report;
 mod split;
 mod syscalls;
 mod tcp;

@@ -6,6 +6,8 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::profile_args::ProfileArgs;
+use super::record_args::RecordArgs;
+use super::report_args::ReportArgs;
 use super::serve_args::ServeArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
@@ -21,6 +23,7 @@ use super::tcp_args::TcpArgs;
 Examples:
   sudo agent profile --pid 4242         a flame graph of 30 s of a running process
   sudo agent profile -- ./server -p 80  of a program, from its first instruction to its exit
+  sudo agent record --pid 4242          everything at once, to attach to a ticket
 
 `agent COMMAND --help` has more. The agent needs root or the capabilities that it names."
 )]
@@ -42,6 +45,10 @@ pub enum Command {
     Tcp(TcpArgs),
     /// Count which system calls of a process fail, with what, on which argument
     Syscalls(SyscallsArgs),
+    /// Record samples, connections and failing calls together into one bundle for a ticket
+    Record(RecordArgs),
+    /// Take reports and files of any format out of a bundle
+    Report(ReportArgs),
     /// Show all three of the last seconds on a live page, and metrics for Prometheus
     Serve(ServeArgs),
     /// Print the completions for a shell

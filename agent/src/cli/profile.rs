@@ -3,26 +3,27 @@
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use agent_ebpf::Counter;
 use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
 use super::profile_args::ProfileSpec;
-use super::run::{self, Ended, Progress, Subjects};
+use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
 use super::spec::{OutputSpec, Scope, TargetSpec, default_name};
 use super::terminal;
-use crate::naming;
 use crate::output::{self, Format, summary};
 use crate::preflight::{self, Kernel};
-use crate::probe::cpu::{self, Clock, Samples};
+use crate::probe::cpu::Clock;
 use crate::probe::{syscalls, tcp};
-use crate::process;
-use crate::profile::{Accounting, Cost, Facts, Profile, TargetFacts};
+use crate::profile::{Facts, Profile};
+use crate::recorder::cpu::{Cpu, facts};
 use crate::session::{Attached, Loaded, Needs};
+
+/// Functions that the summary lists.
+const FUNCTIONS: usize = 10;
 
 /// Samples, names, writes the outputs and the summary; returns the exit code.
 ///
@@ -55,35 +56,31 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         session.make_ready(Path::new(program))?;
     }
     session.tables_ready().await;
-    let clock = cpu::attach(&mut session, spec.frequency.get())?;
-    let begin = Instant::now();
-    let start_ms = begin.duration_since(entered).as_secs_f64() * 1e3;
+    let mut cpu = Cpu::attach(&mut session, spec.frequency.get())?;
+    let start_ms = cpu.begin().duration_since(entered).as_secs_f64() * 1e3;
     if verbosity.verbose > 0 {
-        say_start(&session, clock, start_ms);
+        say_start(&session, cpu.clock, start_ms);
     }
     subjects.release()?;
-    let mut samples = Samples::since(begin);
     let ended = sample(
         &mut session,
         &mut subjects,
         &mut signals,
         &spec.target,
         verbosity,
-        &mut samples,
+        &mut cpu,
     )
     .await;
-    let skipped = cpu::detach(&mut session)?;
-    let duration = begin.elapsed();
+    let duration = cpu.detach(&mut session)?;
     session
-        .finish(&mut |bytes, targets| samples.take(bytes, targets))
+        .finish(&mut |bytes, targets| cpu.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
     let facts = Facts {
         start_ms,
-        ..facts(&session, &spec, clock, started, duration, ended)
+        ..facts(&session, started, duration, ended.name())
     };
-    let mut profile = model(&session, &samples, facts, verbosity);
-    profile.accounting.recursion_misses = skipped;
+    let profile = model(&session, &cpu, facts, verbosity);
     let (files, written) = write(outputs, &profile);
     if !verbosity.quiet {
         say_summary(&profile, &files);
@@ -102,7 +99,13 @@ fn prepare(
     let wanted = match spec {
         OutputSpec::Named(format) => {
             vec![(
-                Target::File(default_name("profile", comm, pid, started, *format)),
+                Target::File(default_name(
+                    "profile",
+                    comm,
+                    pid,
+                    started,
+                    format.extension(),
+                )),
                 *format,
             )]
         }
@@ -120,7 +123,7 @@ async fn sample(
     signals: &mut Signals,
     target: &TargetSpec,
     verbosity: Verbosity,
-    samples: &mut Samples,
+    cpu: &mut Cpu,
 ) -> Ended {
     let mut progress = Progress::new(verbosity);
     let taken = std::cell::Cell::new(0u64);
@@ -130,61 +133,24 @@ async fn sample(
         signals,
         target.duration,
         &mut |bytes, targets| {
-            samples.take(bytes, targets);
+            cpu.take(bytes, targets);
             taken.set(taken.get() + 1);
         },
         |_, elapsed| {
-            progress.show(|| progress_line(elapsed, target, taken.get()));
+            progress.show(|| {
+                progress_line(
+                    "sampling",
+                    elapsed,
+                    target,
+                    &format!("{} samples", taken.get()),
+                )
+            });
             ControlFlow::Continue(())
         },
     )
     .await;
     progress.clear();
     ended
-}
-
-fn progress_line(elapsed: Duration, target: &TargetSpec, samples: u64) -> String {
-    let of = target.duration.map_or(String::new(), |duration| {
-        format!(" of {:.0}", duration.as_secs_f64())
-    });
-    let end = match target.scope {
-        Scope::Processes(_) => "Ctrl-C ends early and keeps what was seen",
-        Scope::Command(_) => "until the command exits",
-    };
-    format!(
-        "sampling: {:.1}{of} s, {samples} samples; {end}",
-        elapsed.as_secs_f64()
-    )
-}
-
-fn facts(
-    session: &Attached,
-    spec: &ProfileSpec,
-    clock: Clock,
-    started: u64,
-    duration: Duration,
-    ended: Ended,
-) -> Facts {
-    let target = |tracked: &crate::session::target::Tracked| TargetFacts {
-        pid: tracked.pid,
-        comm: tracked.comm.clone(),
-        exe: tracked.exe.clone(),
-    };
-    Facts {
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command_line: std::env::args_os()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect(),
-        kernel: session.kernel().name.clone(),
-        event: clock.name().to_owned(),
-        frequency: spec.frequency.get(),
-        cpus: session.kernel().cpus.len() as u32,
-        started,
-        start_ms: 0.0,
-        duration_seconds: duration.as_secs_f64(),
-        targets: session.targets().list().iter().map(target).collect(),
-        ended: ended.name().to_owned(),
-    }
 }
 
 /// What `--verbose` tells when the clock has started, `start_ms` milliseconds after the call.
@@ -202,12 +168,10 @@ fn say_start(session: &Attached, clock: Clock, start_ms: f64) {
     );
 }
 
-/// The samples with their names, the account of the ticks and the cost.
-fn model(session: &Attached, samples: &Samples, facts: Facts, verbosity: Verbosity) -> Profile {
+/// The profile, and with `--verbose` how long its names took.
+fn model(session: &Attached, cpu: &Cpu, facts: Facts, verbosity: Verbosity) -> Profile {
     let begin = Instant::now();
-    let mut profile = Profile::default();
-    profile.facts = facts;
-    naming::name(&mut profile, samples, session.targets());
+    let profile = cpu.profile(session, facts);
     if verbosity.verbose > 0 {
         let _ = writeln!(
             io::stderr(),
@@ -217,57 +181,7 @@ fn model(session: &Attached, samples: &Samples, facts: Facts, verbosity: Verbosi
             begin.elapsed().as_secs_f64() * 1e3,
         );
     }
-    profile.accounting = accounting(session, samples, &profile.facts);
-    profile.cost = cost(session, &profile.accounting);
-    profile.timeline = samples.timeline(profile.facts.duration_seconds);
     profile
-}
-
-/// Where every tick went. Samples that reached us but could not be read are a loss like any other.
-fn accounting(session: &Attached, samples: &Samples, facts: &Facts) -> Accounting {
-    let counters = session.counters();
-    let mut accounting = Accounting {
-        ticks: counters.get(Counter::Ticks),
-        idle: counters.get(Counter::Idle),
-        other: counters.get(Counter::Other),
-        emitted: counters.get(Counter::Emitted)
-            - samples.undecoded.min(counters.get(Counter::Emitted)),
-        expected_ticks: (facts.duration_seconds * facts.frequency as f64).round() as u64
-            * u64::from(facts.cpus),
-        frame_pointer_frames: counters.get(Counter::FramePointerFallback),
-        ..Accounting::default()
-    };
-    for counter in [Counter::LostRingFull, Counter::LostScratchBusy] {
-        accounting
-            .lost
-            .insert(counter.name().into(), counters.get(counter));
-    }
-    accounting
-        .lost
-        .insert("undecoded".into(), samples.undecoded);
-    for counter in [Counter::LostChild, Counter::LostProcessRecord] {
-        if counters.get(counter) > 0 {
-            accounting
-                .notes
-                .insert(counter.name().replace('_', " "), counters.get(counter));
-        }
-    }
-    accounting.notes.extend(session.targets().notes());
-    accounting
-}
-
-fn cost(session: &Attached, accounting: &Accounting) -> Cost {
-    let (cpu_seconds, peak_rss_bytes) = process::own_usage();
-    let counters = session.counters();
-    let per_sample =
-        |total: u64| (accounting.emitted > 0).then(|| total as f64 / accounting.emitted as f64);
-    Cost {
-        cpu_seconds,
-        peak_rss_bytes,
-        bpf_map_bytes: Some(session.map_bytes()),
-        bpf_ns_per_sample: per_sample(counters.get(Counter::Nanoseconds)),
-        bytes_per_sample: per_sample(session.bytes()),
-    }
 }
 
 /// Writes every output that can be written; the names of the files, and the first error.
@@ -300,6 +214,8 @@ fn say_summary(profile: &Profile, files: &[String]) {
             style,
             width,
             notes: if is_terminal { width } else { usize::MAX },
+            functions: FUNCTIONS,
+            findings: &[],
             files,
         },
     );

@@ -33,15 +33,15 @@ pub struct ProfileArgs {
     )]
     pub frequency: u64,
     /// File to write, `-` for standard output; may be repeated. The name tells the format: .svg,
-    /// .folded, .json, .pb.gz, .speedscope.json [default: profile-COMM-PID-TIME.svg]
+    /// .html, .folded, .json, .pb.gz, .speedscope.json [default: profile-COMM-PID-TIME.svg]
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<String>,
-    /// Format of the outputs whose name does not tell it: svg, folded, json, html, pprof or speedscope
+    /// Format of the outputs whose name does not tell it: svg, folded, json, html, pprof or
+    /// speedscope
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 }
 
-/// A number of samples per second.
 pub(super) fn parse_frequency(text: &str) -> Result<u64, String> {
     text.parse()
         .map_err(|_| "samples per second are a whole number, such as 99".to_owned())

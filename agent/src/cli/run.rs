@@ -241,6 +241,35 @@ impl Progress {
     }
 }
 
+/// `sampling: 1.2 of 30 s, 17 samples; …`.
+pub fn progress_line(doing: &str, elapsed: Duration, target: &TargetSpec, seen: &str) -> String {
+    let of = target.duration.map_or(String::new(), |duration| {
+        format!(" of {:.0}", duration.as_secs_f64())
+    });
+    let end = match target.scope {
+        Scope::Processes(_) => "Ctrl-C ends early and keeps what was seen",
+        Scope::Command(_) => "until the command exits",
+    };
+    format!("{doing}: {:.1}{of} s, {seen}; {end}", elapsed.as_secs_f64())
+}
+
+/// Refuses 32-bit programs: their system calls have other numbers.
+///
+/// # Errors
+/// One of the processes runs such a program.
+pub fn check_bits(subjects: &Subjects) -> anyhow::Result<()> {
+    for process in &subjects.processes {
+        anyhow::ensure!(
+            !process.is_32_bit(),
+            "process {} is a 32-bit program: its system calls have other numbers and arguments, which are not \
+             supported; `strace -f -p {}` can follow it",
+            process.pid(),
+            process.pid()
+        );
+    }
+    Ok(())
+}
+
 /// The exit code: the started program's own if it ran to its end, else whether anything was seen.
 pub fn exit_code(command: Option<u8>, seen: bool) -> u8 {
     match command {

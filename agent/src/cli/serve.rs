@@ -14,16 +14,16 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
 use super::args::Verbosity;
+use super::record;
 use super::run::{self, Ended, Subjects};
 use super::serve_args::ServeSpec;
 use super::signals::Signals;
 use super::spec::Scope;
-use super::syscalls::check_bits;
 use crate::capture::Capture;
-use crate::live::{Live, MAX_WINDOW};
 use crate::output::{escape, live as page, metrics};
 use crate::preflight::{self, Kernel};
-use crate::process::Process;
+use crate::recorder::live::{Live, MAX_WINDOW};
+use crate::recorder::{Options, Recorder};
 use crate::serve::{Answer, Asked, Question, Server};
 use crate::session::{Attached, Loaded};
 use crate::tcp::view::Target;
@@ -40,25 +40,26 @@ pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
     let server = Server::bind(spec.listen).await?;
-    let kernel = Kernel::probe_with(&Live::fields())?;
+    let kernel = Kernel::probe_with(&Recorder::fields())?;
     let started = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
     let mut subjects = Subjects::take(&spec.target)?;
-    check_bits(&subjects)?;
+    run::check_bits(&subjects)?;
     let (comm, pid) = subjects.first(&spec.target);
-    let needs = Live::needs(&kernel)?;
-    let processes: Vec<Process> = std::mem::take(&mut subjects.processes);
+    let options = Options::new(spec.frequency.get(), false).with_all_arguments();
+    let needs = options.needs(&kernel)?;
+    let known = record::target(&spec.target, &subjects);
+    let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
     if let Scope::Command(command) = &spec.target.scope
         && let Some(program) = command.first()
     {
         session.make_ready(Path::new(program))?;
     }
-    session.tables_ready().await;
-    let target = Target { pid, comm };
-    let site = Site::new(&target, spec.window)?;
-    let live = Live::attach(&mut session, spec.frequency.get(), started, target)?;
+    let first = Target { pid, comm };
+    let site = Site::new(&first, spec.window)?;
+    let live = Live::attach(&mut session, &options, started, first, known).await?;
     subjects.release()?;
     say(&server, verbosity);
     let mut asked = server.start();

@@ -9,8 +9,8 @@ use clap::Args as ClapArgs;
 use super::args::{TargetArgs, parse_pid};
 use super::profile_args::parse_frequency;
 use super::spec::{SpecError, TargetSpec, parse_duration};
-use crate::live::MAX_WINDOW;
 use crate::output::escape;
+use crate::recorder::live::MAX_WINDOW;
 
 /// Arguments of `agent serve`.
 #[derive(Clone, Debug, ClapArgs)]

@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP: the first ends the look and keeps what was seen, a later one the agent.
+//! Ctrl-C, SIGTERM and SIGHUP: the first ends the look and keeps what was seen; a later one ends the
+//! search for names, where that goes on, else the agent.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::process::monotonic_ns;
+use crate::symbolize;
 
 /// What ends a run. `nohup` and its like let SIGHUP be ignored, which it then stays.
 const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -43,7 +45,8 @@ impl Signals {
         .await;
     }
 
-    /// The look is over: from now on, but for the next half second, a signal ends the agent.
+    /// The look is over: from now on, but for the next half second, a signal ends the search for names
+    /// or the agent.
     pub fn release(&mut self) {
         RELEASED.store(monotonic_ns(), Ordering::Relaxed);
         for number in ENDING.into_iter().filter(|&number| is_wanted(number)) {
@@ -53,15 +56,21 @@ impl Signals {
     }
 }
 
-/// When the look was over ([`monotonic_ns`]).
+/// When the look, or the search for names, was over ([`monotonic_ns`]).
 static RELEASED: AtomicU64 = AtomicU64::new(0);
 
-/// Does what the signal does by default, unless it belongs to the one that ended the look.
+/// Ends the search for names, or does what the signal does by default; nothing if it belongs to the
+/// signal before.
 extern "C" fn end(number: libc::c_int) {
-    if monotonic_ns().saturating_sub(RELEASED.load(Ordering::Relaxed)) < SAME_WISH {
+    let now = monotonic_ns();
+    if now.saturating_sub(RELEASED.load(Ordering::Relaxed)) < SAME_WISH {
         return;
     }
-    // SAFETY: both calls are async-signal-safe and touch no memory.
+    if symbolize::give_up() {
+        RELEASED.store(now, Ordering::Relaxed);
+        return;
+    }
+    // SAFETY: both calls are async-signal-safe and touch no memory of ours.
     unsafe {
         libc::signal(number, libc::SIG_DFL);
         libc::raise(number);

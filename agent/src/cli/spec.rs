@@ -231,15 +231,11 @@ impl OutputSpec {
 /// `profile-COMM-PID-TIME.svg`, TIME in UTC as `20261121-104500`. The comm may be anything:
 /// it is reduced to what is harmless in a file name.
 ///
-/// `started` is in seconds since the epoch.
-pub fn default_name(kind: &str, comm: &str, pid: u32, started: u64, format: Format) -> PathBuf {
+/// `started` is in seconds since the epoch, `extension` without its first dot.
+pub fn default_name(kind: &str, comm: &str, pid: u32, started: u64, extension: &str) -> PathBuf {
     let comm = escape::file_name(comm);
     let time = Utc::at(started).compact();
-    Path::new(&format!(
-        "{kind}-{comm}-{pid}-{time}.{}",
-        format.extension()
-    ))
-    .to_owned()
+    Path::new(&format!("{kind}-{comm}-{pid}-{time}.{extension}")).to_owned()
 }
 
 #[cfg(test)]
@@ -342,7 +338,7 @@ mod tests {
 
     #[test]
     fn default_names_are_harmless() {
-        let name = |comm, at| default_name("profile", comm, 42, at, Format::Svg);
+        let name = |comm, at| default_name("profile", comm, 42, at, "svg");
         let expected = |text: &str| PathBuf::from(text);
         assert_eq!(
             name("redis-server", 1_795_257_900),

@@ -1,9 +1,8 @@
 //! `agent syscalls`: runs what the specification says.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 
@@ -16,12 +15,13 @@ use super::syscalls_args::{FileFormat, Stream, SyscallsSpec};
 use super::terminal;
 use crate::output::{self, table::Live};
 use crate::preflight::Kernel;
-use crate::probe::syscalls::{self, Failures, Options};
+use crate::probe::syscalls::{self, Options};
 use crate::probe::tcp;
-use crate::profile::{Accounting, Facts, Frame, FrameId, Profile, Space, Stack};
+use crate::profile::Profile;
+use crate::recorder::cpu::facts;
+use crate::recorder::syscalls::Syscalls;
 use crate::session::{Attached, Loaded, Needs};
-use crate::syscalls::{Report, name};
-use crate::{naming, output::text};
+use crate::syscalls::Report;
 
 /// Counts, prints and writes; returns the exit code.
 ///
@@ -35,7 +35,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         .map_or(0, |time| time.as_secs());
     let files = prepare(&spec)?;
     let mut subjects = Subjects::take(&spec.target)?;
-    check_bits(&subjects)?;
+    run::check_bits(&subjects)?;
     let options = Options {
         stacks: spec.stacks,
         latency: spec.latency,
@@ -57,18 +57,20 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     if spec.stacks {
         session.tables_ready().await;
     }
-    let failures = syscalls::attach(&mut session, &options)?;
+    let failures = Syscalls::attach(&mut session, &options)?;
     subjects.release()?;
+    let begin = Instant::now();
     let mut view = View::new(failures, &spec, verbosity);
     let ended = watch(&mut session, &mut subjects, &mut signals, &spec, &mut view).await;
-    syscalls::detach(&mut session, &mut view.failures)?;
+    view.failures.detach(&mut session)?;
     session
         .finish(&mut |bytes, targets| view.failures.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
     let report = view.report(&session, true);
     let shown = view.finish(&report);
-    let profile = view.profile(&session, &report, started, ended);
+    let facts = facts(&session, started, begin.elapsed(), ended.name());
+    let profile = view.failures.profile(&session, &report, facts);
     let mut written = Ok(());
     for (destination, format) in files {
         let result =
@@ -77,20 +79,6 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     }
     shown.and(written)?;
     Ok(run::exit_code(command, !report.errors.is_empty()))
-}
-
-/// Refuses 32-bit programs: their system calls have other numbers.
-pub(super) fn check_bits(subjects: &Subjects) -> anyhow::Result<()> {
-    for process in &subjects.processes {
-        anyhow::ensure!(
-            !process.is_32_bit(),
-            "process {} is a 32-bit program: its system calls have other numbers and arguments, which are not \
-             supported; `strace -f -p {}` can follow it",
-            process.pid(),
-            process.pid()
-        );
-    }
-    Ok(())
 }
 
 /// Makes sure that every file can be written, before time is spent.
@@ -147,20 +135,18 @@ fn plain(report: &Report) -> String {
     text
 }
 
-/// What is shown, and the names of the stacks seen so far.
+/// What is shown, and where.
 struct View {
-    failures: Failures,
+    failures: Syscalls,
     stream: Stream,
     hide_benign: bool,
     quiet: bool,
     stdout: Stdout,
     live: Option<Live>,
-    named: Profile,
-    stacks: HashMap<u64, Vec<FrameId>>,
 }
 
 impl View {
-    fn new(failures: Failures, spec: &SyscallsSpec, verbosity: Verbosity) -> Self {
+    fn new(failures: Syscalls, spec: &SyscallsSpec, verbosity: Verbosity) -> Self {
         let live = spec.stream == Stream::Table && io::stdout().is_terminal() && !verbosity.quiet;
         Self {
             failures,
@@ -169,37 +155,16 @@ impl View {
             quiet: verbosity.quiet,
             stdout: Stdout::default(),
             live: live.then(Live::default),
-            named: Profile::default(),
-            stacks: HashMap::new(),
         }
     }
 
     /// The counts as they are now, with the stacks in names.
     fn report(&mut self, session: &Attached, last: bool) -> Report {
-        self.name_stacks(session);
-        let (named, stacks) = (&self.named, &self.stacks);
-        let mut report = self
-            .failures
-            .report(session, last, &mut |hash| names(named, stacks.get(&hash)));
+        let mut report = self.failures.report(session, last);
         if self.hide_benign {
             report.hide_benign();
         }
         report
-    }
-
-    fn name_stacks(&mut self, session: &Attached) {
-        let new: Vec<_> = self
-            .failures
-            .stacks()
-            .filter(|(hash, ..)| !self.stacks.contains_key(hash))
-            .collect();
-        let raw: Vec<_> = new
-            .iter()
-            .map(|(_, process, stack)| (*process, *stack))
-            .collect();
-        let frames = naming::frames(&mut self.named, &raw, session.targets());
-        let hashes: Vec<u64> = new.iter().map(|(hash, ..)| *hash).collect();
-        self.stacks.extend(hashes.into_iter().zip(frames));
     }
 
     /// An interval is over. A reader that has gone away does not end the run: the files are still
@@ -247,104 +212,5 @@ impl View {
         }
         shown?;
         Ok(std::mem::take(&mut self.stdout).finish()?)
-    }
-
-    /// The stacks of the report's rows, each with the failure as its leaf, as a profile of failures.
-    fn profile(
-        &mut self,
-        session: &Attached,
-        report: &Report,
-        started: u64,
-        ended: Ended,
-    ) -> Profile {
-        let mut profile = std::mem::take(&mut self.named);
-        let shown: HashSet<String> = report
-            .errors
-            .iter()
-            .map(|row| format!("{}:{}", row.syscall, row.errno))
-            .collect();
-        let list = session.targets().list();
-        for (row, hash, count) in self.failures.stack_counts() {
-            let (Some((process, end)), Some(frames)) =
-                (self.failures.stack_end(hash), self.stacks.get(&hash))
-            else {
-                continue;
-            };
-            let Some(tracked) = list.get(process) else {
-                continue;
-            };
-            if !shown.contains(&failure_name(row)) {
-                continue;
-            }
-            let leaf = profile.intern(leaf(row));
-            profile.stacks.push(Stack {
-                pid: tracked.pid,
-                tid: tracked.pid,
-                comm: tracked.comm.clone(),
-                thread: tracked.comm.clone(),
-                frames: frames.iter().copied().chain([leaf]).collect(),
-                end,
-                count,
-            });
-        }
-        let emitted = profile.samples();
-        let without = report.failures().saturating_sub(emitted);
-        profile.accounting = Accounting {
-            ticks: emitted + without,
-            emitted,
-            lost: BTreeMap::from([("stack_not_kept".into(), without)]),
-            ..Accounting::default()
-        };
-        profile.facts = Facts {
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            command_line: std::env::args_os()
-                .map(|word| word.to_string_lossy().into_owned())
-                .collect(),
-            kernel: session.kernel().name.clone(),
-            event: "failed system calls".to_owned(),
-            cpus: session.kernel().cpus.len() as u32,
-            started,
-            duration_seconds: self.failures.elapsed(),
-            targets: list.iter().map(syscalls::target_facts).collect(),
-            ended: ended.name().to_owned(),
-            ..Facts::default()
-        };
-        profile
-    }
-}
-
-/// The names of a stack's functions, root first.
-fn names(named: &Profile, frames: Option<&Vec<FrameId>>) -> Vec<String> {
-    let Some(frames) = frames else {
-        return vec!["[stack not received]".to_owned()];
-    };
-    frames
-        .iter()
-        .filter_map(|id| named.frames.get(*id as usize))
-        .map(text::frame_name)
-        .collect()
-}
-
-/// `openat:ENOENT`.
-fn failure_name(row: u64) -> String {
-    let (number, errno) = (
-        agent_ebpf::failure::row::number(row),
-        agent_ebpf::failure::row::errno(row),
-    );
-    format!("{}:{}", name::of_syscall(number), name::of_errno(errno))
-}
-
-/// The failure as a frame.
-fn leaf(row: u64) -> Frame {
-    Frame {
-        space: Space::User,
-        module: Some("[syscall]".to_owned()),
-        function: Some(failure_name(row)),
-        file: None,
-        line: None,
-        inlined: false,
-        address: row,
-        function_start: None,
-        unnamed: None,
     }
 }

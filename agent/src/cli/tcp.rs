@@ -1,13 +1,11 @@
 //! `agent tcp`: runs what the specification says.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use agent_ebpf::Counter;
 use anyhow::Context;
 
 use super::args::Verbosity;
@@ -21,19 +19,10 @@ use crate::output::table::{Live, Style};
 use crate::output::tcp as output;
 use crate::preflight::Kernel;
 use crate::probe::tcp::{self as probe, Probe};
-use crate::process;
+use crate::recorder::tcp::{Listing, Tcp};
 use crate::session::{Attached, Loaded};
 use crate::tcp::view::{self, Document, Span};
 use crate::tcp::{Connections, filter};
-
-/// Counters of the kernel programs that mean a loss here.
-const LOSSES: [Counter; 5] = [
-    Counter::LostConnection,
-    Counter::LostRequest,
-    Counter::LostConnectionRecord,
-    Counter::LostChild,
-    Counter::LostProcessRecord,
-];
 
 /// Watches the connections, shows them each interval and at the end; returns the exit code.
 ///
@@ -48,33 +37,22 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let loaded = Loaded::load(kernel, &probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
-    let mut connections = Connections::default();
-    let probe = probe::attach(&mut session)?;
-    probe.look(&mut session, &mut connections)?;
-    show.say_hooks(&probe);
-    let mut watch = Watch {
-        spec: &spec,
-        probe,
-        pid,
-        comm,
-        begin: Instant::now(),
-        shown: Duration::ZERO,
-        skipped: 0,
-    };
+    let tcp = Tcp::attach(&mut session, view::Target { pid, comm })?;
+    show.say_hooks(&tcp.probe);
     subjects.release()?;
-    let connections = std::cell::RefCell::new(connections);
+    let tcp = RefCell::new(tcp);
+    let mut shown = Duration::ZERO;
     let mut failure = None;
     let ended = run::until_end(
         &mut session,
         &mut subjects,
         &mut signals,
         spec.target.duration,
-        &mut |bytes, targets| probe::take_in(bytes, targets, &mut connections.borrow_mut()),
+        &mut |bytes, targets| tcp.borrow_mut().take(bytes, targets),
         |session, elapsed| {
-            if elapsed - watch.shown >= spec.interval && failure.is_none() {
-                failure = watch
-                    .interval(session, &mut connections.borrow_mut(), &mut show, elapsed)
-                    .err();
+            if elapsed - shown >= spec.interval && failure.is_none() {
+                failure = interval(session, &mut tcp.borrow_mut(), &spec, &mut show).err();
+                shown = elapsed;
             }
             if show.has_ended() || failure.is_some() {
                 ControlFlow::Break(())
@@ -84,8 +62,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
         },
     )
     .await;
-    let mut connections = connections.into_inner();
-    let seen = watch.end(&mut session, &mut connections, &mut show);
+    let seen = end(&mut session, &mut tcp.into_inner(), &spec, &mut show);
     let command = subjects.finish(ended);
     let shown = show.finish(verbosity);
     failure.map_or(Ok(()), Err)?;
@@ -94,120 +71,68 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     Ok(run::exit_code(command, seen))
 }
 
-/// A run under way.
-struct Watch<'a> {
-    spec: &'a TcpSpec,
-    probe: Probe,
-    pid: u32,
-    comm: String,
-    begin: Instant,
-    /// When the last interval was shown, since the begin.
-    shown: Duration,
-    /// Runs of the programs that the kernel skipped, which it forgets with them.
-    skipped: u64,
+fn interval(
+    session: &mut Attached,
+    tcp: &mut Tcp,
+    spec: &TcpSpec,
+    show: &mut Show,
+) -> anyhow::Result<()> {
+    tcp.look(session)?;
+    session.drain(&mut |bytes, targets| tcp.take(bytes, targets));
+    let wanted = show.wants_intervals();
+    let document = tcp.interval(session, |connections, span, now| match wanted {
+        true => list(spec, connections, span, now),
+        false => Listing::default(),
+    });
+    if wanted {
+        show.put(&document)?;
+    }
+    tcp.end_interval();
+    Ok(())
 }
 
-impl Watch<'_> {
-    fn interval(
-        &mut self,
-        session: &mut Attached,
-        connections: &mut Connections,
-        show: &mut Show,
-        elapsed: Duration,
-    ) -> anyhow::Result<()> {
-        self.probe.look(session, connections)?;
-        session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
-        connections.take_waiting();
-        self.skipped = session.recursion_misses();
-        let span = Span::Interval((elapsed - self.shown).as_secs_f64());
-        if show.wants_intervals() {
-            show.put(&self.view(session, connections, span))?;
-        }
-        connections.end_interval();
-        self.shown = elapsed;
-        Ok(())
-    }
+/// The last document, since the attach; says whether any connection was seen.
+fn end(
+    session: &mut Attached,
+    tcp: &mut Tcp,
+    spec: &TcpSpec,
+    show: &mut Show,
+) -> anyhow::Result<bool> {
+    tcp.detach(session)?;
+    session.drain(&mut |bytes, targets| tcp.take(bytes, targets));
+    let document = tcp.last(session, |connections, span, now| {
+        list(spec, connections, span, now)
+    })?;
+    show.put(&document)?;
+    Ok(document.sums.connections > 0 || document.sums.failed > 0)
+}
 
-    /// The last view, since the attach; says whether any connection was seen.
-    fn end(
-        &mut self,
-        session: &mut Attached,
-        connections: &mut Connections,
-        show: &mut Show,
-    ) -> anyhow::Result<bool> {
-        connections.end(process::monotonic_ns());
-        self.skipped = session.recursion_misses();
-        probe::detach(session)?;
-        session.drain(&mut |bytes, targets| probe::take_in(bytes, targets, connections));
-        self.probe.last_look(session, connections)?;
-        connections.take_waiting();
-        let span = Span::Run(self.begin.elapsed().as_secs_f64());
-        let view = self.view(session, connections, span);
-        show.put(&view)?;
-        Ok(view.sums.connections > 0 || view.sums.failed > 0)
-    }
-
-    fn view(&self, session: &Attached, connections: &Connections, span: Span) -> Document {
-        let (listed, remotes, not_shown) = match self.spec.by {
-            By::Connection => {
-                let mut rows = connections.rows(span, process::monotonic_ns());
-                let all = rows.len();
-                rows.retain(|row| self.spec.filter.holds(row));
-                filter::sort(&mut rows, self.spec.sort);
-                rows.truncate(self.spec.top);
-                let shown = rows.len();
-                (Some(rows), None, all - shown)
+/// The rows that were asked for.
+fn list(spec: &TcpSpec, connections: &Connections, span: Span, now: u64) -> Listing {
+    match spec.by {
+        By::Connection => {
+            let mut rows = connections.rows(span, now);
+            let all = rows.len();
+            rows.retain(|row| spec.filter.holds(row));
+            filter::sort(&mut rows, spec.sort);
+            rows.truncate(spec.top);
+            Listing {
+                not_shown: all - rows.len(),
+                connections: Some(rows),
+                remotes: None,
             }
-            By::Remote => {
-                let mut rows = connections.remotes(span, process::monotonic_ns(), |row| {
-                    self.spec.filter.holds(row)
-                });
-                filter::sort_remotes(&mut rows, self.spec.sort);
-                let all = rows.len();
-                rows.truncate(self.spec.top);
-                let shown = rows.len();
-                (None, Some(rows), all - shown)
-            }
-        };
-        // The name may have come only with the exec.
-        let comm = session
-            .targets()
-            .list()
-            .first()
-            .map_or(&self.comm, |tracked| &tracked.comm);
-        Document {
-            last: matches!(span, Span::Run(_)),
-            elapsed_s: view::to_millis(self.begin.elapsed().as_secs_f64()),
-            target: view::Target {
-                pid: self.pid,
-                comm: comm.clone(),
-            },
-            connections: listed,
-            remotes,
-            not_shown,
-            sums: connections.sums(span),
-            failed_connects: connections.failed(),
-            losses: self.losses(session, connections),
         }
-    }
-
-    fn losses(
-        &self,
-        session: &Attached,
-        connections: &Connections,
-    ) -> BTreeMap<Cow<'static, str>, u64> {
-        let counters = session.counters();
-        let kernel = LOSSES.map(|counter| (counter.name(), counters.get(counter)));
-        let mut losses: BTreeMap<Cow<'static, str>, u64> = kernel
-            .into_iter()
-            .chain(connections.losses())
-            .map(|(cause, count)| (Cow::Borrowed(cause), count))
-            .collect();
-        *losses
-            .entry(Cow::Borrowed(Counter::LostConnection.name()))
-            .or_default() += connections.not_followed;
-        losses.insert(Cow::Borrowed("programs_skipped"), self.skipped);
-        losses
+        By::Remote => {
+            let mut rows = connections.remotes(span, now, |row| spec.filter.holds(row));
+            filter::sort_remotes(&mut rows, spec.sort);
+            let all = rows.len();
+            rows.truncate(spec.top);
+            Listing {
+                not_shown: all - rows.len(),
+                remotes: Some(rows),
+                connections: None,
+            }
+        }
     }
 }
 

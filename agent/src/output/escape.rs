@@ -103,6 +103,34 @@ pub fn xml(text: &str) -> String {
     safe
 }
 
+/// The text as a Markdown code span (CommonMark 6.1), in which nothing of it acts: no markup, link,
+/// mention or HTML. [`plain`], within as many backticks as it takes; no text at all is `""`.
+///
+/// A `|` is as it is: within a table take [`markdown_cell`].
+pub fn markdown_code(text: &str) -> String {
+    let text = plain(text);
+    if text.is_empty() {
+        return "`\"\"`".to_owned();
+    }
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    // One blank on each side is taken off again, where not all is blank.
+    let blank = text.trim_matches(' ').is_empty();
+    let edge = |c: Option<char>| matches!(c, Some('`' | ' '));
+    let pad = if !blank && (edge(text.chars().next()) || edge(text.chars().next_back())) {
+        " "
+    } else {
+        ""
+    };
+    format!("{fence}{pad}{text}{pad}{fence}")
+}
+
+/// [`markdown_code`] within a cell of a table (GFM 4.10): there a `|` ends the cell in a code
+/// span too, unless a backslash stands before it.
+pub fn markdown_cell(text: &str) -> String {
+    markdown_code(text).replace('|', "\\|")
+}
+
 /// The text as part of a file name: letters, digits, `.`, `_`, `+` and `-` stay, the rest becomes
 /// `_`; at most 64 characters, never empty, no leading dot or dash.
 pub fn file_name(text: &str) -> String {
@@ -289,6 +317,19 @@ mod tests {
         assert_eq!(frame(" \u{a0}x\u{3000} "), "x");
         assert_eq!(frame("  "), "[unnamed]");
         assert_eq!(frame("a\nb"), "a\\u{a}b");
+    }
+
+    #[test]
+    fn code_spans_hold_everything() {
+        assert_eq!(markdown_code("a<b>@c"), "`a<b>@c`");
+        assert_eq!(markdown_code("a`b``c"), "```a`b``c```");
+        assert_eq!(markdown_code("`x`"), "`` `x` ``");
+        assert_eq!(markdown_code(" x"), "`  x `");
+        assert_eq!(markdown_code("   "), "`   `");
+        assert_eq!(markdown_code(""), "`\"\"`");
+        assert_eq!(markdown_code("a\n\n# b\x1b"), "`a\\u{a}\\u{a}# b\\u{1b}`");
+        assert_eq!(markdown_code("a|b"), "`a|b`");
+        assert_eq!(markdown_cell("a|b\\|c"), "`a\\|b\\\\|c`");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Profiles for the tests of the formats, and the golden files.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+pub(crate) mod capture;
+
 use std::path::Path;
 
 use agent_ebpf::End;

@@ -195,4 +195,4 @@ fn hash(content: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::output) mod tests;

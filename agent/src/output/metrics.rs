@@ -145,7 +145,8 @@ impl Text {
         for remote in remotes {
             self.histogram(name, remote);
         }
-        let counters: [(&str, &str, &str, fn(&RemoteTotal) -> u64); 3] = [
+        type Value = fn(&RemoteTotal) -> u64;
+        let counters: [(&str, &str, &str, Value); 3] = [
             (
                 "agent_connections",
                 "gauge",

@@ -4,6 +4,7 @@
 //! Adding a format takes its own file and one line in [`Format`].
 
 pub mod escape;
+pub mod findings;
 mod folded;
 pub mod html;
 mod intern;
@@ -11,6 +12,7 @@ mod json;
 pub mod live;
 pub mod metrics;
 mod pprof;
+pub mod report;
 mod speedscope;
 pub mod summary;
 mod svg;

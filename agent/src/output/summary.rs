@@ -7,8 +7,6 @@ use super::table::{Cell, Column, Style, Table, Tone};
 use super::text;
 use crate::profile::{Frame, Profile, Space, Stack, Unnamed};
 
-/// Functions listed.
-const FUNCTIONS: usize = 10;
 /// Share of frames without a name, in percent, from which a hint is given.
 const HINT_PERCENT: f64 = 20.0;
 /// Complete stacks, in percent, below which the figure is coloured.
@@ -24,6 +22,10 @@ pub struct Options<'a> {
     /// Width to which the lines below the table are broken, in columns: without a terminal they
     /// are left whole, to be searched.
     pub notes: usize,
+    /// Functions listed.
+    pub functions: usize,
+    /// Further lines, below the functions.
+    pub findings: &'a [String],
     /// The files that were written.
     pub files: &'a [String],
 }
@@ -144,10 +146,13 @@ pub fn render(profile: &Profile, options: Options<'_>) -> String {
         lines.extend(options.note(none, Tone::Warn));
     } else {
         lines.push(String::new());
-        lines.extend(functions(profile).lines(options.width, style));
+        lines.extend(functions(profile, options.functions).lines(options.width, style));
         lines.push(String::new());
         lines.extend(completeness(profile, options));
         lines.extend(unnamed(profile, options));
+    }
+    for finding in options.findings {
+        lines.extend(options.note(finding, Tone::Normal));
     }
     let accounting = &profile.accounting;
     let tone = match accounting.lost_total() {
@@ -165,7 +170,7 @@ pub fn render(profile: &Profile, options: Options<'_>) -> String {
     lines.join("\n") + "\n"
 }
 
-fn functions(profile: &Profile) -> Table {
+fn functions(profile: &Profile, listed: usize) -> Table {
     let samples = profile.samples();
     let percent = |part| match text::percent(part, samples) {
         Some(percent) => Cell::new(format!("{percent:.1} %")),
@@ -177,7 +182,7 @@ fn functions(profile: &Profile) -> Table {
         Column::text("function", "function").stretch(24),
         Column::text("module", "module").priority(1),
     ]);
-    for hot in hottest(profile).iter().take(FUNCTIONS) {
+    for hot in hottest(profile).iter().take(listed) {
         table.push(vec![
             percent(hot.self_samples),
             percent(hot.total_samples),

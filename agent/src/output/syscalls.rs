@@ -244,7 +244,7 @@ fn duration(us: f64) -> String {
 }
 
 /// A number with its thousands apart: `1,234,567`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {

@@ -202,7 +202,7 @@ fn rendered((columns, rows): (Vec<Column>, Vec<Vec<Cell>>)) -> Table {
 }
 
 /// A time in microseconds for people.
-fn time(micros: Option<f64>) -> String {
+pub(super) fn time(micros: Option<f64>) -> String {
     match micros {
         None => "-".to_owned(),
         Some(value) if value < 999.5 => format!("{value:.0} µs"),

@@ -85,7 +85,7 @@ pub fn attach(session: &mut Attached, frequency: u64) -> Result<Clock, Error> {
 /// # Errors
 /// When the bytecode does not hold the program.
 pub fn detach(session: &mut Attached) -> Result<u64, Error> {
-    let skipped = session.recursion_misses();
+    let skipped = session.recursion_misses(["cpu_sample"]);
     let sampler: &mut PerfEvent = program_mut(session.ebpf(), "cpu_sample")?;
     // Unloading drops the links: no tick runs after it.
     let _ = sampler.unload();
@@ -195,9 +195,10 @@ impl Samples {
     }
 
     /// Samples by second since the begin, for a run of this many seconds; what was taken in after
-    /// its end counts for its last second. See [`crate::profile::Profile::timeline`].
+    /// its end counts for its last second, as does a rest of less than a tenth. See [`crate::profile::Profile::timeline`].
     pub fn timeline(&self, duration_seconds: f64) -> Vec<u64> {
-        let length = (duration_seconds.ceil() as usize).max(1);
+        // A run of 30.01 s has no 31st second.
+        let length = ((duration_seconds - 0.1).ceil() as usize).max(1);
         let mut timeline = self.seconds.clone();
         let late: u64 = timeline.iter().skip(length).sum();
         timeline.resize(length, 0);
@@ -331,6 +332,7 @@ mod tests {
             samples.count_second(second);
         }
         assert_eq!(samples.timeline(2.5), [2, 0, 3]);
+        assert_eq!(samples.timeline(3.02), [2, 0, 3]);
         assert_eq!(samples.timeline(10.0), [2, 0, 1, 1, 0, 0, 0, 1, 0, 0]);
         assert_eq!(samples.timeline(0.0), [5]);
     }

@@ -23,6 +23,9 @@ use crate::session::{Attached, Error, attach_raw_tracepoint, program_mut, take};
 use crate::syscalls::table::{self, Spec};
 use arguments::Known;
 
+/// The programs of this probe.
+const PROGRAMS: [&str; 3] = ["syscall_exit", "syscall_exit_event", "syscall_enter"];
+
 /// What is to be counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -176,6 +179,7 @@ pub struct Failures {
     counted: HashMap<u64, u64>,
     counted_at: f64,
     started_ns: u64,
+    ended_ns: Option<u64>,
     latency: bool,
     shown_arguments: usize,
     rows: PerCpuHashMap<MapData, u64, [u64; 7]>,
@@ -217,6 +221,7 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
         counted: HashMap::new(),
         counted_at: 0.0,
         started_ns: process::monotonic_ns(),
+        ended_ns: None,
         latency: options.latency,
         shown_arguments: options.arguments,
         rows: take(ebpf, "ROWS")?,
@@ -266,17 +271,23 @@ fn attach_exit(ebpf: &mut Ebpf, cpu: Option<u32>) -> Result<Option<Tracepoint>, 
 /// # Errors
 /// When the bytecode does not hold the programs.
 pub fn detach(session: &mut Attached, failures: &mut Failures) -> Result<(), Error> {
-    failures.skipped = session.recursion_misses();
+    failures.skipped = session.recursion_misses(PROGRAMS);
     failures.event = None;
     for name in ["syscall_exit", "syscall_enter"] {
         let program: &mut aya::programs::RawTracePoint = program_mut(session.ebpf(), name)?;
         // Unloading drops the link; the entry hook is loaded only where calls are timed.
         let _ = program.unload();
     }
+    failures.ended_ns = Some(process::monotonic_ns());
     Ok(())
 }
 
 impl Failures {
+    /// Times count from this moment on: nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn begin_at(&mut self, time: u64) {
+        self.started_ns = time;
+    }
+
     /// Takes in one record of the ring buffer: an argument or a stack, each seen for the first time.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
         let taken = match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
@@ -318,9 +329,9 @@ impl Failures {
             .collect()
     }
 
-    /// Time since the start, in seconds.
+    /// Time counted, in seconds.
     pub fn elapsed(&self) -> f64 {
-        self.seconds(process::monotonic_ns())
+        self.seconds(self.ended_ns.unwrap_or_else(process::monotonic_ns))
     }
 }
 

@@ -249,6 +249,14 @@ pub fn detach(session: &mut Attached) -> Result<(), Error> {
     Ok(())
 }
 
+/// Times the kernel skipped one of the programs, which it forgets once they are detached.
+pub fn skipped(session: &Attached) -> u64 {
+    let others = [SEND, SENT, ARRIVAL, SENDPAGE[0], SENDPAGE[1], ACCEPT];
+    let others = others.into_iter().flatten().map(|&(program, ..)| program);
+    let always = ALWAYS.iter().map(|&(program, _)| program);
+    session.recursion_misses(always.chain(others).chain([ITERATOR]))
+}
+
 impl Probe {
     /// Looks at every connection that the targets hold, the ones from before the attach too.
     ///

@@ -1,6 +1,7 @@
 //! What the agent asks of and about itself.
 
 use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
 /// The limit of open files that this process was started with.
@@ -63,11 +64,13 @@ fn bpf_fdinfo(kind: &str, field: &str) -> u64 {
         .flatten()
         .filter_map(|entry| fs::read_to_string(entry.path()).ok())
         .filter(|text| text.lines().any(|line| line.starts_with(kind)))
-        .filter_map(|text| {
-            let line = text.lines().find(|line| line.starts_with(field))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        })
+        .filter_map(|text| bpf_field(&text, field))
         .sum()
+}
+
+fn bpf_field(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Now, in nanoseconds of the monotonic clock, which is also that of the kernel programs.
@@ -86,9 +89,22 @@ pub fn bpf_map_bytes() -> u64 {
     bpf_fdinfo("map_type:", "memlock:")
 }
 
-/// Times the kernel skipped a BPF program of this process because it would have nested.
-pub fn bpf_recursion_misses() -> u64 {
-    bpf_fdinfo("prog_type:", "recursion_misses:")
+/// Times the kernel skipped this BPF program because it would have nested.
+pub fn bpf_recursion_misses(program: BorrowedFd<'_>) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+    fs::read_to_string(path)
+        .ok()
+        .and_then(|text| bpf_field(&text, "recursion_misses:"))
+        .unwrap_or(0)
+}
+
+/// The machine's name.
+pub fn host_name() -> String {
+    let mut name = [0u8; 256];
+    // SAFETY: the buffer is ours and as long as said; the last byte stays zero.
+    unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    let length = name.iter().position(|&byte| byte == 0).unwrap_or(0);
+    String::from_utf8_lossy(name.get(..length).unwrap_or_default()).into_owned()
 }
 
 /// Runs `work` while this process can open no file: aya's loader reads and parses the kernel's BTF

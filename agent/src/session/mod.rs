@@ -14,7 +14,7 @@ mod watch;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +51,13 @@ const LOOK: Duration = Duration::from_millis(50);
 const MAX_WAITING: usize = 4096;
 /// Longest time that the end of the run waits for unwind tables.
 const LAST_TABLES: Duration = Duration::from_secs(2);
+
+/// The programs that follow the life of processes, and their tracepoints.
+const LIFE: [(&str, &str); 3] = [
+    ("process_fork", "sched_process_fork"),
+    ("process_exec", "sched_process_exec"),
+    ("process_free", "sched_process_free"),
+];
 
 /// Why a run could not begin or go on. The chain of sources holds what the kernel answered.
 #[derive(Debug, thiserror::Error)]
@@ -210,11 +217,7 @@ impl Loaded {
     /// # Errors
     /// When the kernel refuses a program or a process.
     pub fn follow(mut self, targets: Vec<Process>, follow: Follow) -> Result<Attached, Error> {
-        for (program, hook) in [
-            ("process_fork", "sched_process_fork"),
-            ("process_exec", "sched_process_exec"),
-            ("process_free", "sched_process_free"),
-        ] {
+        for (program, hook) in LIFE {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
         let cpus: &[u32] = if self.stacks { &self.kernel.cpus } else { &[] };
@@ -566,10 +569,16 @@ impl Attached {
         Counters(sums)
     }
 
-    /// Times the kernel skipped one of our programs because it would have nested
-    /// (`bpf_prog_info.recursion_misses`, 5.12).
-    pub fn recursion_misses(&self) -> u64 {
-        process::bpf_recursion_misses()
+    /// Times the kernel skipped one of these programs, or of those that follow processes, because it
+    /// would have nested (`bpf_prog_info.recursion_misses`, 5.12).
+    pub fn recursion_misses(&self, programs: impl IntoIterator<Item = &'static str>) -> u64 {
+        let life = LIFE.iter().map(|&(program, _)| program);
+        let misses = |name| {
+            let program = self.ebpf.program(name)?;
+            // One that was not loaded has skipped nothing.
+            Some(process::bpf_recursion_misses(program.fd().ok()?.as_fd()))
+        };
+        life.chain(programs).filter_map(misses).sum()
     }
 
     /// Bytes of all BPF maps.

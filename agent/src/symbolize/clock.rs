@@ -1,7 +1,7 @@
 //! The time that naming may take.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a part of one module may cost: its debug information, its table of Go functions, its symbol
@@ -18,11 +18,14 @@ const STEPS: u32 = 1 << 12;
 
 /// Whether the user has had enough.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+/// Budgets that are being used: names are being looked up.
+static NAMING: AtomicU32 = AtomicU32::new(0);
 
-/// Ends all naming in this process, now and later: what has no name yet comes back with
-/// [`crate::profile::Unnamed::GaveUp`], within a fraction of a second. Safe in a signal handler.
-pub fn give_up() {
-    GIVEN_UP.store(true, Ordering::Relaxed);
+/// If names are being looked up, ends that, now and later: what has no name yet comes back with
+/// [`crate::profile::Unnamed::GaveUp`], within a fraction of a second. Says whether it is this call
+/// that has ended it. Safe in a signal handler.
+pub fn give_up() -> bool {
+    NAMING.load(Ordering::Relaxed) > 0 && !GIVEN_UP.swap(true, Ordering::Relaxed)
 }
 
 /// Whether [`give_up`] was called.
@@ -31,7 +34,7 @@ pub(super) fn has_given_up() -> bool {
 }
 
 /// The time that the modules of a run have together, from its start on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Budget {
     details: Instant,
     end: Instant,
@@ -45,6 +48,7 @@ impl Budget {
     }
 
     pub(super) fn lasting(time: Duration, given_up: &'static AtomicBool) -> Self {
+        NAMING.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         Budget {
             details: now + time / 10 * DETAILS,
@@ -56,6 +60,12 @@ impl Budget {
     /// Whether it is used up, or the user has given up.
     pub fn is_over(&self) -> bool {
         self.given_up.load(Ordering::Relaxed) || Instant::now() >= self.end
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        NAMING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

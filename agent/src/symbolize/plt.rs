@@ -5,6 +5,7 @@
 use object::elf;
 use object::{LittleEndian as LE, pod};
 
+use super::demangle::{demangle, without_version};
 use super::elf::{Elf, Section};
 use super::symtab;
 
@@ -13,7 +14,8 @@ const ENDBR: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
 /// More relocations than any real program has in one section.
 const MAX_RELOCATIONS: u64 = 1 << 20;
 
-/// The name of the stub that covers this ELF virtual address; `None` if there is none.
+/// The demangled name of the stub that covers this ELF virtual address, with `@plt` behind it;
+/// `None` if there is none.
 pub(super) fn name(elf: &Elf<'_>, address: u64) -> Option<String> {
     let section = elf
         .sections
@@ -39,6 +41,7 @@ pub(super) fn name(elf: &Elf<'_>, address: u64) -> Option<String> {
     let symbol = symtab::symbol(elf, symbols, relocation.r_sym(LE, false).into())?;
     let strings = elf.sections.get(symbols.link as usize)?;
     let name = symtab::string(elf, strings, symbol.st_name.get(LE))?;
+    let name = demangle(without_version(&name));
     Some(format!("{name}@plt"))
 }
 

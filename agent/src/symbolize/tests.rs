@@ -50,7 +50,8 @@ OUT long locals(long x) {
 }
 int main(int argc, char **argv) {
   deep::er::Shape shape = { locals(argc) };
-  printf("%ld\n", shape.area(argc) + plain_c(argc) + (long)(size_t)malloc(10));
+  printf("%ld\n", shape.area(argc) + plain_c(argc) + (long)(size_t)malloc(10)
+         + (long)(size_t)::operator new(argc));
   return 0;
 }
 "#;

@@ -41,7 +41,8 @@ pub enum Span {
 }
 
 impl Span {
-    fn seconds(self) -> f64 {
+    /// Its length.
+    pub fn seconds(self) -> f64 {
         match self {
             Span::Interval(seconds) | Span::Run(seconds) | Span::Recent(_, seconds) => seconds,
         }

@@ -165,7 +165,13 @@ impl Browser {
 
     /// Presses a key by its name (`Enter`, `Escape`, `ArrowDown`) or its character.
     pub(crate) fn press(&mut self, key: &str) {
-        let mut event = json!({ "type": "keyDown", "key": key });
+        // What the browser itself does on a key goes by the code: a button pressed, a dialog closed.
+        let code = match key {
+            "Enter" => 13,
+            "Escape" => 27,
+            _ => 0,
+        };
+        let mut event = json!({ "type": "keyDown", "key": key, "windowsVirtualKeyCode": code });
         if key.chars().count() == 1 {
             event["text"] = json!(key);
         } else if key == "Enter" {

@@ -11,7 +11,7 @@ use super::{ATTACHED, agent, connections, free_port, interrupt, last, only, port
 use crate::harness::{Target, alone, eventually, in_vm, patience};
 
 /// A redis server, and the port it listens on.
-pub(super) fn redis() -> (Target, String) {
+pub(crate) fn redis() -> (Target, String) {
     let port = free_port().to_string();
     let redis = Target::run_unready(Command::new("redis-server").args([
         "--port",

@@ -1,13 +1,15 @@
 //! `agent tcp` against servers whose wait is known and clients that keep their own time.
 
 mod bad_input;
-mod counts;
+pub(crate) mod counts;
 mod coverage;
 mod life;
 mod network;
 mod output;
 mod peers;
 mod truth;
+
+pub(crate) use counts::redis;
 
 use std::net::TcpListener;
 use std::process::Command;

@@ -32,8 +32,9 @@ pub(crate) struct Outcome {
     rows: Vec<Row>,
 }
 
-/// Measures the speed `rounds` times under each tool, each between two measurements without. A tool
-/// that fails is given up, with its reason in the table.
+/// Measures the speed `rounds` times under each tool, each between two measurements without; under
+/// one that takes more than half of the speed, three times. A tool that fails is given up, with its
+/// reason in the table.
 ///
 /// # Errors
 /// The speed cannot be measured.
@@ -48,7 +49,7 @@ pub(crate) fn run(
     let mut bare = vec![before];
     for _ in 0..rounds {
         for (tool, row) in tools.iter().zip(&mut rows) {
-            if row.failure.is_some() {
+            if row.failure.is_some() || row.is_clear() {
                 continue;
             }
             let rate = match under(tool, scratch, measure) {
@@ -84,6 +85,11 @@ impl Row {
             ratios: Vec::new(),
             failure: tool.missing(),
         }
+    }
+
+    /// Whether it is so far off that more rounds would say no more.
+    fn is_clear(&self) -> bool {
+        self.ratios.len() >= 3 && self.ratios.iter().all(|&ratio| ratio < 0.5)
     }
 }
 

@@ -81,6 +81,17 @@ pub(crate) fn subcommand(bench: &Bench, name: &str, pid: u32) -> Tool {
     )
 }
 
+/// A program that does nothing at these raw tracepoints: the least that watching them can cost.
+pub(crate) fn floor(tracepoints: &[&str]) -> Tool {
+    let program = command::target().join("programs/emptyhook");
+    let program = program.display().to_string();
+    let words: Vec<&str> = [program.as_str()]
+        .into_iter()
+        .chain(tracepoints.iter().copied())
+        .collect();
+    Tool::new("nothing, at the same tracepoints", &words).ready_at("ready")
+}
+
 /// Whether the agent has a subcommand.
 pub(crate) fn has(bench: &Bench, subcommand: &str) -> bool {
     Command::new(&bench.agent)

@@ -109,7 +109,7 @@ impl Redis {
 /// # Errors
 /// redis cannot be run.
 pub(crate) fn run(bench: &Bench) -> Result<Report> {
-    let redis = Redis::start(bench, bench.choose(1.0, 0.4))?;
+    let redis = Redis::start(bench, bench.choose(0.5, 0.4))?;
     let svg = bench.scratch.file("svg");
     let data = bench.scratch.file("data");
     let pid = redis.pid();
@@ -123,7 +123,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
             ]
         })
         .collect();
-    let outcome = chain::run(&tools, bench.choose(7, 1), &bench.scratch, &mut || {
+    let outcome = chain::run(&tools, bench.choose(15, 1), &bench.scratch, &mut || {
         redis.rate()
     })?;
     if outcome.bare.is_empty() {

@@ -2,7 +2,7 @@
 //
 // `element` is filled; `data` is what `output::html::flame::Data` serializes to.
 // Options: `global` (the keys work wherever the focus is: for a page that is one graph),
-// `height` (most pixels of the drawing, else 65 % of the window's height).
+// `height` (most pixels of the drawing, else what is left of the window).
 //
 // The handle: `update(data)` replaces the data and keeps zoom, focus, search and the choice of
 // threads; `search(text)` (as if typed; returns the share of the samples that match, 0 to 1);
@@ -61,17 +61,27 @@ function flame(element, data, options = {}) {
   function layout() {
     ui.empty.hidden = sums.total[0] > 0;
     ui.view.hidden = !ui.empty.hidden;
+    const below = ui.view.scrollHeight - ui.view.scrollTop - ui.view.clientHeight;
     view.width = ui.view.clientWidth;
     view.rows = flamePaint.rows({ ...view, model, sums });
     const full = view.rows * flamePaint.ROW;
-    const most = options.height || Math.max(240, Math.round(window.innerHeight * 0.65));
-    ui.view.style.height = `${Math.min(full, most)}px`;
+    ui.view.style.height = `${Math.min(full, options.height || room())}px`;
     ui.spacer.style.height = `${full}px`;
     view.width = ui.view.clientWidth;
     view.height = ui.view.clientHeight;
+    // What is seen stays: the rows are counted from the root.
+    if (view.flipped) ui.view.scrollTop = ui.view.scrollHeight - below - ui.view.clientHeight;
     crumbs();
     matchText();
     redraw();
+  }
+
+  // Pixels of the window that are left below what stands above the drawing, or the most of it.
+  function room() {
+    const above = ui.view.getBoundingClientRect().top + window.scrollY;
+    const most = window.innerHeight * 0.65;
+    const left = window.innerHeight - above - 44;
+    return Math.round(Math.max(220, left < window.innerHeight * 0.3 ? most : left));
   }
 
   function redraw() {

@@ -4,7 +4,7 @@
 // and every sum over the tree is one loop. Node 0 is the root, "all". The format of `data` is
 // that of `output::html::flame::Data`.
 const flameModel = (() => {
-  const KINDS = ['process', 'user', 'inlined', 'JIT', 'kernel', 'cut stack'];
+  const KINDS = ['process', 'compiled', 'inlined', 'JIT', 'kernel', 'cut stack'];
 
   // The whole tree, from the document's arrays.
   function decode(data) {

@@ -40,7 +40,7 @@ fn hostile() -> Profile {
 }
 
 /// The inside of every element of this name.
-fn insides<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
+pub(in crate::output) fn insides<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
     let (open, close) = (format!("<{name}"), format!("</{name}>"));
     let parts = html.split(open.as_str()).skip(1);
     parts
@@ -53,7 +53,7 @@ fn insides<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
 
 /// The elements and attributes of a page, whose markup is XML but for the doctype and what is in
 /// scripts and styles; panics on what is not well formed.
-fn elements(html: &str) -> Vec<(String, Vec<String>)> {
+pub(in crate::output) fn elements(html: &str) -> Vec<(String, Vec<String>)> {
     let mut markup = html.replacen("<!DOCTYPE html>\n", "", 1);
     for name in ["script", "style"] {
         for inside in insides(html, name) {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use agent_ebpf::failure::{Loss, bucket, row};
 
 use super::Failures;
-use crate::process::{self, priority::Undisturbed};
+use crate::process::priority::Undisturbed;
 use crate::session::Attached;
 use crate::syscalls::{Counted, CountedStack, Failure, Latency, Report, benign, name, percentile};
 
@@ -36,7 +36,7 @@ impl Failures {
         // Where the hook is a perf event, the kernel skips it on a CPU on which somebody is in the
         // middle of reading a map (`bpf_disable_instrumentation`, kernel/bpf/syscall.c).
         let _undisturbed = self.event.is_some().then(Undisturbed::begin);
-        let elapsed = self.seconds(process::monotonic_ns());
+        let elapsed = self.elapsed();
         let since = if last {
             elapsed
         } else {
@@ -73,7 +73,7 @@ impl Failures {
             report.errors.push(failure);
         }
         self.counted_at = elapsed;
-        self.skipped = self.skipped.max(session.recursion_misses());
+        self.skipped = self.skipped.max(session.recursion_misses(super::PROGRAMS));
         report.losses = self.losses();
         let missing = |parts: &Parts, known: &dyn Fn(&u64) -> bool| -> u64 {
             let all = parts.values().flatten();

@@ -1,0 +1,184 @@
+//! `agent record`: runs what the specification says.
+
+use std::cell::RefCell;
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+
+use super::args::Verbosity;
+use super::destination::{Destination, Target};
+use super::record_args::RecordSpec;
+use super::run::{self, Ended, Progress, Subjects, progress_line};
+use super::signals::Signals;
+use super::spec::{Scope, TargetSpec, default_name};
+use super::terminal;
+use crate::bundle;
+use crate::capture::{self, Capture, redact};
+use crate::output::summary;
+use crate::preflight::{self, Kernel};
+use crate::process::container;
+use crate::profile::Facts;
+use crate::recorder::cpu::facts;
+use crate::recorder::{Options, Recorder};
+use crate::session::{Attached, Error, Loaded};
+use crate::tcp::view;
+
+/// Functions that the summary lists.
+const FUNCTIONS: usize = 5;
+
+/// Records, writes the bundle and the summary; returns the exit code.
+///
+/// # Errors
+/// Whatever keeps the run from starting, or the bundle from being written.
+pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
+    let entered = Instant::now();
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    preflight::check_frequency(spec.frequency.get())?;
+    let kernel = Kernel::probe_with(&Recorder::fields())?;
+    let started = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs());
+    let mut subjects = Subjects::take(&spec.target)?;
+    run::check_bits(&subjects)?;
+    let (comm, pid) = subjects.first(&spec.target);
+    let destination = prepare(&spec, &comm, pid, started)?;
+    let target = target(&spec.target, &subjects);
+    let options = Options::new(spec.frequency.get(), spec.stacks);
+    let needs = options.needs(&kernel)?;
+    let processes = std::mem::take(&mut subjects.processes);
+    let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
+    if let Scope::Command(command) = &spec.target.scope
+        && let Some(program) = command.first()
+    {
+        session.make_ready(Path::new(program))?;
+    }
+    let first = view::Target { pid, comm };
+    let mut recorder = Recorder::attach(&mut session, &options, first).await?;
+    let start_ms = recorder.begin().duration_since(entered).as_secs_f64() * 1e3;
+    if verbosity.verbose > 0 {
+        say_start(&session, &recorder, start_ms);
+    }
+    subjects.release()?;
+    let ended = watch(
+        &mut session,
+        &mut subjects,
+        &mut signals,
+        &spec,
+        verbosity,
+        &mut recorder,
+    )
+    .await?;
+    recorder.finish(&mut session).await?;
+    let command = subjects.finish(ended);
+    let facts = Facts {
+        start_ms,
+        ..facts(&session, started, recorder.duration(), ended.name())
+    };
+    let capture = recorder.capture(&session, facts, target);
+    let path = destination.path().map(|path| path.display().to_string());
+    destination.write(&bundle::write(&capture)?)?;
+    if !verbosity.quiet {
+        say_summary(&capture, path.as_slice());
+    }
+    Ok(run::exit_code(command, capture.has_anything()))
+}
+
+/// Makes sure that the bundle can be written, before time is spent.
+fn prepare(spec: &RecordSpec, comm: &str, pid: u32, started: u64) -> anyhow::Result<Destination> {
+    let default = || Target::File(default_name("incident", comm, pid, started, "zip"));
+    let target = spec.output.clone().unwrap_or_else(default);
+    Ok(Destination::prepare(target)?)
+}
+
+/// What can be known of the first process only while it lives.
+pub(super) fn target(spec: &TargetSpec, subjects: &Subjects) -> capture::Target {
+    let first = subjects.processes.first();
+    let words = match &spec.scope {
+        Scope::Command(command) => Some(
+            command
+                .iter()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
+        ),
+        Scope::Processes(_) => first.and_then(|process| process.command_line()),
+    };
+    capture::Target {
+        command_line: words.map(|words: Vec<String>| redact::command_line(&words)),
+        container: first.and_then(|process| container::of(process.pid())),
+        ..capture::Target::default()
+    }
+}
+
+async fn watch(
+    session: &mut Attached,
+    subjects: &mut Subjects,
+    signals: &mut Signals,
+    spec: &RecordSpec,
+    verbosity: Verbosity,
+    recorder: &mut Recorder,
+) -> Result<Ended, Error> {
+    let mut progress = Progress::new(verbosity);
+    let recorder = RefCell::new(recorder);
+    let mut failure = None;
+    let ended = run::until_end(
+        session,
+        subjects,
+        signals,
+        spec.target.duration,
+        &mut |bytes, targets| recorder.borrow_mut().take(bytes, targets),
+        |session, elapsed| {
+            let mut recorder = recorder.borrow_mut();
+            progress.show(|| {
+                let seen = format!("{} samples", recorder.samples());
+                progress_line("recording", elapsed, &spec.target, &seen)
+            });
+            failure = recorder.tick(session).err();
+            match failure {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            }
+        },
+    )
+    .await;
+    progress.clear();
+    failure.map_or(Ok(ended), Err)
+}
+
+/// What `--verbose` tells when the run has begun, `start_ms` milliseconds after the call.
+fn say_start(session: &Attached, recorder: &Recorder, start_ms: f64) {
+    let probe = recorder.probe();
+    let _ = writeln!(
+        io::stderr(),
+        "{}: recording, with samples by {} on {} CPUs, {start_ms:.0} ms after the call; hooks: {}; \
+         BPF maps: {:.1} MB",
+        session.kernel().name,
+        recorder.clock().name(),
+        session.kernel().cpus.len(),
+        probe.hooks.join(", "),
+        session.map_bytes() as f64 / 1e6,
+    );
+    for missing in &probe.missing {
+        let _ = writeln!(io::stderr(), "not seen on this kernel: {missing}");
+    }
+}
+
+fn say_summary(capture: &Capture, files: &[String]) {
+    let mut stderr = io::stderr();
+    let is_terminal = stderr.is_terminal();
+    let (style, width) = terminal::look(is_terminal);
+    let text = summary::render(
+        &capture.profile,
+        summary::Options {
+            style,
+            width,
+            notes: if is_terminal { width } else { usize::MAX },
+            functions: FUNCTIONS,
+            findings: &crate::output::findings::lines(capture),
+            files,
+        },
+    );
+    let _ = stderr.write_all(text.as_bytes());
+}

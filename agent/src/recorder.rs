@@ -1,0 +1,313 @@
+//! A run under way, one recorder for each probe: takes in the probe's records and makes the model
+//! of a moment from them. `agent profile`, `agent tcp` and `agent syscalls` have one each; a
+//! [`Recorder`] has all three, in one session and by one clock.
+
+pub mod cpu;
+pub mod live;
+pub mod rows;
+pub mod syscalls;
+pub mod tcp;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use agent_ebpf::record;
+
+use crate::calendar::Utc;
+use crate::capture::{self, Capture, Meta};
+use crate::preflight::{self, Kernel};
+use crate::probe::{syscalls as syscall_probe, tcp as tcp_probe};
+use crate::process::{self, usage::Usage};
+use crate::profile::{Accounting, Facts, Profile};
+use crate::session::target::Targets;
+use crate::session::{Attached, Error, Needs};
+use crate::syscalls::{Report, SHOWN_ARGUMENTS};
+use crate::tcp::view::{self, Document};
+use cpu::Cpu;
+use rows::Budget;
+use syscalls::Syscalls;
+use tcp::Tcp;
+
+/// Shortest time at the end of a run that is kept as an interval of its own.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// What a capture is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Samples per second on each CPU.
+    pub frequency: u64,
+    syscalls: syscall_probe::Options,
+}
+
+impl Options {
+    /// Failing calls are counted, not timed; `stacks`: by their stacks, too.
+    pub fn new(frequency: u64, stacks: bool) -> Self {
+        Self {
+            frequency,
+            syscalls: syscall_probe::Options {
+                stacks,
+                arguments: SHOWN_ARGUMENTS,
+                ..syscall_probe::Options::default()
+            },
+        }
+    }
+
+    /// With all arguments of failing calls in the reports.
+    pub fn with_all_arguments(mut self) -> Self {
+        self.syscalls.arguments = usize::MAX;
+        self
+    }
+
+    /// What the session must provide: what each of the probes needs.
+    ///
+    /// # Errors
+    /// When the kernel lacks a field that they need.
+    pub fn needs(&self, kernel: &Kernel) -> Result<Needs, preflight::Error> {
+        Ok(Needs {
+            stacks: true,
+            globals: self.syscalls.globals(kernel)?,
+            unused_maps: vec![self.syscalls.unused_maps()],
+            ..tcp_probe::needs()
+        })
+    }
+}
+
+/// All probes.
+pub struct Recorder {
+    cpu: Cpu,
+    tcp: Tcp,
+    syscalls: Syscalls,
+    usage: Usage,
+    connections: Vec<Document>,
+    reports: Vec<Report>,
+    budget: Budget,
+    /// Until when intervals are kept, since the begin.
+    kept: Duration,
+    /// When the next interval is over, since the begin.
+    next: Duration,
+    duration: Duration,
+}
+
+impl Recorder {
+    /// Fields that the preflight has to look up.
+    pub fn fields() -> Vec<&'static str> {
+        let mut fields = tcp_probe::fields();
+        fields.extend(syscall_probe::FIELDS);
+        fields
+    }
+
+    /// Attaches all probes, the clock last: the run begins with it. `first` is the first process.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub async fn attach(
+        session: &mut Attached,
+        options: &Options,
+        first: view::Target,
+    ) -> Result<Self, Error> {
+        let mut tcp = Tcp::attach(session, first)?;
+        let mut syscalls = Syscalls::attach(session, &options.syscalls)?;
+        session.tables_ready().await;
+        let cpu = Cpu::attach(session, options.frequency)?;
+        syscalls.begin_at(process::monotonic_ns());
+        tcp.begin_at(cpu.begin());
+        let mut usage = Usage::default();
+        usage.look(pids(session));
+        Ok(Self {
+            cpu,
+            tcp,
+            syscalls,
+            usage,
+            connections: Vec::new(),
+            reports: Vec::new(),
+            budget: Budget::default(),
+            kept: Duration::ZERO,
+            next: rows::interval(Duration::ZERO),
+            duration: Duration::ZERO,
+        })
+    }
+
+    /// When the run began.
+    pub fn begin(&self) -> Instant {
+        self.cpu.begin()
+    }
+
+    /// The sampling clock.
+    pub fn clock(&self) -> crate::probe::cpu::Clock {
+        self.cpu.clock
+    }
+
+    /// The hooks that the connections are seen by.
+    pub fn probe(&self) -> &tcp_probe::Probe {
+        &self.tcp.probe
+    }
+
+    /// How long the run was, once it is finished.
+    pub fn duration(&self) -> Duration {
+        self.duration
+    }
+
+    /// Samples of the targets so far.
+    pub fn samples(&self) -> u64 {
+        self.cpu.samples()
+    }
+
+    /// Takes in one record of the ring buffer: each goes to its own probe.
+    pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
+        match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
+            Some(record::TCP | record::TCP_REQUESTS) => self.tcp.take(bytes, targets),
+            Some(record::SYSCALL | record::SYSCALL_STACK) => self.syscalls.take(bytes, targets),
+            _ => self.cpu.take(bytes, targets),
+        }
+    }
+
+    /// To be called several times a second: keeps an interval that is over.
+    ///
+    /// # Errors
+    /// When the kernel's iterator cannot be run.
+    pub fn tick(&mut self, session: &mut Attached) -> Result<(), Error> {
+        let elapsed = self.begin().elapsed();
+        if elapsed < self.next {
+            return Ok(());
+        }
+        self.next = elapsed.max(self.next + rows::interval(elapsed));
+        self.interval(session)
+    }
+
+    fn interval(&mut self, session: &mut Attached) -> Result<(), Error> {
+        self.kept = self.begin().elapsed();
+        self.usage.look(pids(session));
+        self.tcp.look(session)?;
+        session.drain(&mut |bytes, targets| self.take(bytes, targets));
+        let budget = &mut self.budget;
+        let mut document = self.tcp.interval(session, |connections, span, now| {
+            budget.list(connections, span, now)
+        });
+        self.tcp.end_interval();
+        self.budget.cut_document(&mut document);
+        self.connections.push(document);
+        let mut report = self.syscalls.report(session, false);
+        self.budget.cut_report(&mut report);
+        self.reports.push(report);
+        Ok(())
+    }
+
+    /// Takes the probes away and takes in what is left.
+    ///
+    /// # Errors
+    /// When the kernel's iterator cannot be run.
+    pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
+        self.duration = self.cpu.detach(session)?;
+        if self.duration >= self.kept + SHORTEST {
+            self.interval(session)?;
+        }
+        self.syscalls.detach(session)?;
+        self.tcp.detach(session)?;
+        session.drain(&mut |bytes, targets| self.take(bytes, targets));
+        let document = self.tcp.last(session, rows::all)?;
+        session
+            .finish(&mut |bytes, targets| self.take(bytes, targets))
+            .await;
+        self.connections.push(document);
+        self.reports.push(self.syscalls.report(session, true));
+        Ok(())
+    }
+
+    /// All that was seen, named. `target` has what is known of the first process beside its id, name
+    /// and program.
+    pub fn capture(self, session: &Attached, facts: Facts, target: capture::Target) -> Capture {
+        let profile = self.cpu.profile(session, facts);
+        let mut capture = Capture {
+            meta: Meta::default(),
+            profile,
+            connections: self.connections,
+            syscalls: self.reports,
+        };
+        let cpu = capture::Cpu {
+            cpus: capture.profile.facts.cpus,
+            used_seconds: self.usage.used_seconds(),
+            waited_seconds: self.usage.waited_seconds(),
+        };
+        capture.meta = meta(&capture, target, cpu, &self.tcp.probe);
+        capture
+    }
+}
+
+/// The circumstances of a capture; see [`Recorder::capture`].
+pub(crate) fn meta(
+    capture: &Capture,
+    target: capture::Target,
+    cpu: capture::Cpu,
+    probe: &tcp_probe::Probe,
+) -> Meta {
+    let profile = &capture.profile;
+    let facts = &profile.facts;
+    let first = facts.targets.first().cloned().unwrap_or_default();
+    let losses = losses(
+        &profile.accounting,
+        capture.all_connections().map(|document| &document.losses),
+        capture.all_syscalls().map(|report| &report.losses),
+    );
+    Meta {
+        schema: capture::SCHEMA.to_owned(),
+        agent_version: facts.agent_version.clone(),
+        command_line: facts.command_line.clone(),
+        host: process::host_name(),
+        kernel: facts.kernel.clone(),
+        started: facts.started,
+        started_at: Utc::at(facts.started).to_string(),
+        duration_seconds: facts.duration_seconds,
+        ended: facts.ended.clone(),
+        target: capture::Target {
+            pid: first.pid,
+            comm: first.comm,
+            exe: first.exe,
+            processes: facts.targets.len(),
+            ..target
+        },
+        modules: modules(profile),
+        cpu,
+        hooks: probe.hooks.clone(),
+        not_seen: probe.missing.iter().map(|&text| text.to_owned()).collect(),
+        cost: profile.cost.clone(),
+        losses,
+    }
+}
+
+fn pids(session: &Attached) -> Vec<u32> {
+    let living = session
+        .targets()
+        .list()
+        .iter()
+        .filter(|tracked| !tracked.ended);
+    living.map(|tracked| tracked.pid).collect()
+}
+
+fn modules(profile: &Profile) -> BTreeMap<String, String> {
+    let known = |module: &crate::profile::ModuleFacts| {
+        Some((module.name.clone(), module.build_id.clone()?))
+    };
+    profile.modules.iter().filter_map(known).collect()
+}
+
+/// All losses, by probe.
+pub(crate) fn losses(
+    accounting: &Accounting,
+    tcp: Option<&BTreeMap<Cow<'static, str>, u64>>,
+    syscalls: Option<&BTreeMap<String, u64>>,
+) -> BTreeMap<String, BTreeMap<String, u64>> {
+    let owned = |losses: &BTreeMap<Cow<'static, str>, u64>| -> BTreeMap<String, u64> {
+        let losses = losses.iter();
+        losses
+            .map(|(cause, &count)| (cause.clone().into_owned(), count))
+            .collect()
+    };
+    let mut profile = owned(&accounting.lost);
+    profile.insert("programs_skipped".to_owned(), accounting.recursion_misses);
+    BTreeMap::from([
+        ("profile".to_owned(), profile),
+        ("tcp".to_owned(), tcp.map(owned).unwrap_or_default()),
+        ("syscalls".to_owned(), syscalls.cloned().unwrap_or_default()),
+    ])
+}
