@@ -31,10 +31,7 @@ pub fn lines(capture: &Capture) -> Vec<String> {
             .filter(|row| row.benign.is_none())
             .take(NAMED)
             .map(|row| {
-                let argument = row
-                    .args
-                    .first()
-                    .map(|arg| format!(" {}", escape::plain(&arg.value)));
+                let argument = row.args.first().map(|arg| format!(" {}", arg.value));
                 let count = row.count - row.benign_count.min(row.count);
                 format!(
                     "{} {} {count}×{}",
@@ -67,6 +64,9 @@ pub fn lines(capture: &Capture) -> Vec<String> {
         lines.push(format!("lost: {}", lost.join(", ")));
     }
     lines
+        .iter()
+        .map(|line| escape::plain(line).into_owned())
+        .collect()
 }
 
 /// `10.0.0.1:80 p50 1.2 ms, p99 45 ms of 511`.
@@ -74,10 +74,47 @@ fn remote(row: &RemoteRow) -> Option<String> {
     let times = row.latency_us?;
     Some(format!(
         "{} ({}) p50 {}, p99 {} of {} requests",
-        escape::plain(&row.remote),
+        row.remote,
         row.role.name(),
         time(Some(times.p50)),
         time(Some(times.p99)),
         row.requests
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::fixture;
+
+    #[test]
+    fn the_worst_of_each_is_named() {
+        let capture = fixture::capture::capture();
+        let lines = lines(&capture);
+        assert!(lines[0].starts_with("connections "), "{lines:?}");
+        assert!(lines[1].starts_with("slowest remotes: "), "{lines:?}");
+        assert!(lines[1].matches(" p99 ").count() <= NAMED, "{lines:?}");
+        assert!(lines[2].starts_with("failing calls: "), "{lines:?}");
+        assert!(lines[2].contains('×'), "{lines:?}");
+    }
+
+    #[test]
+    fn losses_are_named_with_their_probe() {
+        let mut capture = Capture::default();
+        assert!(lines(&capture).is_empty());
+        for probe in ["profile", "tcp"] {
+            let causes = [("request_times_lost".to_owned(), 3), ("none".to_owned(), 0)];
+            let losses = &mut capture.meta.losses;
+            losses.insert(probe.to_owned(), causes.into());
+        }
+        assert_eq!(lines(&capture), ["lost: 3 request times lost (tcp)"]);
+    }
+
+    #[test]
+    fn hostile_names_are_inert() {
+        let capture = fixture::capture::hostile();
+        for line in lines(&capture) {
+            assert!(!line.chars().any(escape::is_unsafe), "{line}");
+        }
+    }
 }

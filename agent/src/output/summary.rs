@@ -359,6 +359,8 @@ mod tests {
             style,
             width,
             notes: width,
+            functions: 10,
+            findings: &[],
             files: &[],
         }
     }

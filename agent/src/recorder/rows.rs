@@ -27,7 +27,8 @@ pub fn interval(elapsed: Duration) -> Duration {
     match elapsed.as_secs() {
         0..600 => Duration::from_secs(1),
         600..6000 => Duration::from_secs(10),
-        _ => Duration::from_secs(100),
+        6000..60_000 => Duration::from_secs(100),
+        _ => Duration::from_secs(1000),
     }
 }
 

@@ -9,7 +9,7 @@ use super::{CENTRAL, DEFLATED, END, LOCAL};
 use crate::calendar::Utc;
 
 /// Made by version 2.0 on Unix.
-const MADE_BY: u16 = 3 << 8 | 20;
+const MADE_BY: u16 = (3 << 8) | 20;
 /// Version 2.0 can read it.
 const NEEDED: u16 = 20;
 /// Flag: the names are UTF-8.
@@ -137,7 +137,7 @@ fn small(number: u64) -> io::Result<u32> {
 /// Time and date as MS-DOS keeps them: two-second steps, from 1980.
 fn dos_time(seconds: u64) -> (u16, u16) {
     let utc = Utc::at(seconds);
-    let time = utc.hour << 11 | utc.minute << 5 | utc.second / 2;
+    let time = utc.hour << 11 | utc.minute << 5 | (utc.second / 2);
     let date = utc.year.clamp(1980, 2107).saturating_sub(1980) << 9 | utc.month << 5 | utc.day;
     (time as u16, date as u16)
 }
