@@ -24,6 +24,7 @@ mod outputs;
 mod peers;
 mod record;
 mod report;
+mod serve;
 mod split;
 mod syscalls;
 mod tcp;
