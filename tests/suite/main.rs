@@ -26,6 +26,7 @@ mod peers;
 mod pprof;
 mod record;
 mod report;
+mod serve;
 mod split;
 mod syscalls;
 mod tcp;

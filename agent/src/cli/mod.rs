@@ -18,6 +18,8 @@ pub mod record_args;
 pub mod report;
 pub mod report_args;
 pub mod run;
+pub mod serve;
+pub mod serve_args;
 pub mod signals;
 pub mod spec;
 pub mod stdout;

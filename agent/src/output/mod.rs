@@ -10,6 +10,8 @@ mod folded;
 pub mod html;
 mod intern;
 mod json;
+pub mod live;
+pub mod metrics;
 mod pprof;
 pub mod report;
 mod speedscope;
