@@ -106,7 +106,7 @@ impl Window {
         {
             self.leaving.pop_front();
             if !self.uses.contains_key(&stack) {
-                samples.stacks.remove(&stack);
+                samples.forget(stack);
             }
         }
     }

@@ -93,7 +93,7 @@ pub fn detach(session: &mut Attached) -> Result<u64, Error> {
 }
 
 /// The stacks that the kernel has sent and will not send again.
-pub struct Sent(BpfMap<MapData, u64, u32>);
+pub struct Sent(BpfMap<MapData, u64, u64>);
 
 impl Sent {
     /// Takes hold of the kernel's set of them.
@@ -164,6 +164,19 @@ pub struct Key {
     pub stack: u64,
 }
 
+/// A thread at a sample.
+#[derive(Clone, Copy, Debug)]
+struct Whose {
+    tid: u32,
+    tgid: u32,
+    /// As [`Key::thread`].
+    thread: u32,
+}
+
+/// Threads that are remembered for each stack. The kernel knows the last only; which of several CPUs
+/// was last can look different from here.
+const MAX_LAST: usize = 256;
+
 /// All samples of a run, not yet named.
 #[derive(Debug)]
 pub struct Samples {
@@ -174,8 +187,8 @@ pub struct Samples {
     /// Interned names.
     pub names: Vec<String>,
     name_ids: HashMap<String, u32>,
-    /// Whose the last sample of a stack and a thread was: the process's id and the thread's name.
-    last: HashMap<(u64, u32), (u32, u32)>,
+    /// Whose the last samples of each stack were, for [`record::REPEAT`]; the latest last.
+    last: HashMap<u64, Vec<Whose>>,
     /// Samples whose record could not be read or whose stack never came.
     pub undecoded: u64,
     begin: Instant,
@@ -240,11 +253,18 @@ impl Samples {
         self.stacks.get(&stack).map_or(0, RawStack::frames)
     }
 
+    /// Drops a stack that no count has.
+    pub fn forget(&mut self, stack: u64) {
+        self.stacks.remove(&stack);
+        self.last.remove(&stack);
+    }
+
     /// Drops all names but these and those of the counts; gives the new number of each.
     pub fn keep_names(&mut self, used: &BTreeSet<u32>) -> HashMap<u32, u32> {
         let counts = std::mem::take(&mut self.counts);
         let mut used = used.clone();
         used.extend(counts.keys().flat_map(|key| [key.comm, key.thread]));
+        used.extend(self.last.values().flatten().map(|whose| whose.thread));
         let old = std::mem::take(&mut self.names);
         self.name_ids.clear();
         let mut numbers = HashMap::new();
@@ -254,6 +274,9 @@ impl Samples {
             }
         }
         let new = |id: u32| numbers.get(&id).copied().unwrap_or(0);
+        for whose in self.last.values_mut().flatten() {
+            whose.thread = new(whose.thread);
+        }
         let renumbered = |(key, count): (Key, u64)| {
             let (comm, thread) = (new(key.comm), new(key.thread));
             (
@@ -275,8 +298,9 @@ impl Samples {
         let kind = word(0)?;
         if kind == record::REPEAT {
             let (tid, stack) = (word(4)?, long(8)?);
-            let &(tgid, thread) = self.last.get(&(stack, tid))?;
-            return self.count(tgid, tid, thread, stack, targets);
+            let last = self.last.get(&stack)?;
+            let &whose = last.iter().rfind(|whose| whose.tid == tid)?;
+            return self.count(whose, stack, targets);
         }
         let (tgid, tid, stack) = (word(4)?, word(8)?, long(16)?);
         let thread = bytes.get(24..size_of::<SampleRecord>())?;
@@ -290,27 +314,25 @@ impl Samples {
             _ => return None,
         }
         let thread = self.name(&String::from_utf8_lossy(thread));
-        self.last.insert((stack, tid), (tgid, thread));
-        self.count(tgid, tid, thread, stack, targets)
+        let whose = Whose { tid, tgid, thread };
+        let last = self.last.entry(stack).or_default();
+        last.retain(|other| other.tid != tid);
+        if last.len() >= MAX_LAST {
+            last.remove(0);
+        }
+        last.push(whose);
+        self.count(whose, stack, targets)
     }
 
-    /// Counts a sample of a thread with this name.
-    fn count(
-        &mut self,
-        tgid: u32,
-        tid: u32,
-        thread: u32,
-        stack: u64,
-        targets: &Targets,
-    ) -> Option<()> {
-        let process = targets.find(tgid)?;
+    fn count(&mut self, whose: Whose, stack: u64, targets: &Targets) -> Option<()> {
+        let process = targets.find(whose.tgid)?;
         let tracked = targets.list().get(process)?;
         let comm = self.name(&tracked.comm);
         let key = Key {
             process,
-            tid,
+            tid: whose.tid,
             comm,
-            thread,
+            thread: whose.thread,
             stack,
         };
         *self.counts.entry(key).or_default() += 1;
