@@ -1,16 +1,20 @@
 //! From raw samples to the model: each distinct address is named once, each stack written in names.
 
+pub mod live;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use agent_ebpf::frame;
 
 use crate::probe::cpu::{Key, RawStack, Samples};
 use crate::process;
 use crate::profile::{Frame, FrameId, ModuleFacts, Profile, Space, Stack, Unnamed};
-use crate::session::modules::Module;
 use crate::session::target::{Targets, Tracked};
+use crate::symbolize::debug_files::DebugRoots;
 use crate::symbolize::{self, Budget};
 
 /// Threads that name modules.
@@ -78,12 +82,6 @@ pub fn frames(
         }
     }
     let names = name_addresses(profile, &addresses, targets);
-    for module in addresses.keys().filter_map(|&place| module(place, targets)) {
-        let facts = module_facts(module);
-        if !profile.modules.contains(&facts) {
-            profile.modules.push(facts);
-        }
-    }
     stacks
         .iter()
         .map(|(process, stack)| {
@@ -116,101 +114,172 @@ fn places(process: usize, stack: &RawStack) -> impl Iterator<Item = (Place, u64)
 
 /// Names everything, modules side by side.
 fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Targets) -> Names {
+    let work = addresses
+        .iter()
+        .map(|(&place, set)| Work::of(place, set.iter().copied().collect(), targets))
+        .collect();
+    let mut names = Names::new();
+    for named in name_all(work) {
+        named.intern(profile, &mut names);
+    }
+    names
+}
+
+/// The addresses of one place, in ascending order, and what names them.
+struct Work {
+    place: Place,
+    addresses: Vec<u64>,
+    source: Source,
+}
+
+/// Where names come from, opened already.
+enum Source {
+    Kernel(Option<File>),
+    Module {
+        file: Option<Arc<File>>,
+        name: String,
+        path: OsString,
+        roots: Arc<DebugRoots>,
+    },
+    /// The perf map of a process, if it can be trusted.
+    Jit(Option<File>),
+    Nothing,
+}
+
+/// The frames at each address of one place, innermost first.
+struct Named {
+    place: Place,
+    addresses: Vec<u64>,
+    frames: Vec<Vec<Frame>>,
+    facts: Option<ModuleFacts>,
+}
+
+impl Work {
+    fn of(place: Place, addresses: Vec<u64>, targets: &Targets) -> Self {
+        let source = match place {
+            Place::Kernel => Source::Kernel(process::kallsyms().ok()),
+            Place::Module(slot) => {
+                match targets.modules().iter().find(|module| module.slot == slot) {
+                    Some(module) => Source::Module {
+                        file: module.file.clone(),
+                        name: module.name.clone(),
+                        path: module.path.clone(),
+                        roots: Arc::clone(&module.roots),
+                    },
+                    None => Source::Nothing,
+                }
+            }
+            Place::Process(index) => Source::Jit(targets.list().get(index).and_then(open_perf_map)),
+        };
+        Self {
+            place,
+            addresses,
+            source,
+        }
+    }
+
+    fn name(self, budget: &Budget) -> Named {
+        let addresses = &self.addresses;
+        let nothing = || unnamed(addresses, Space::User, None, Unnamed::NoModule);
+        let frames = match &self.source {
+            Source::Kernel(Some(file)) => symbolize::kernel(file, addresses),
+            Source::Kernel(None) => unnamed(addresses, Space::Kernel, None, Unnamed::KernelHidden),
+            Source::Module {
+                file: Some(file),
+                name,
+                path,
+                roots,
+            } => {
+                let debug = roots.of_module(Path::new(path));
+                symbolize::module(file, name, &debug, addresses, budget)
+            }
+            Source::Module {
+                file: None, name, ..
+            } => {
+                let reason = Unnamed::FileUnavailable;
+                unnamed(addresses, Space::User, Some(name), reason)
+            }
+            Source::Jit(_) if budget.is_over() => {
+                unnamed(addresses, Space::User, None, Unnamed::GaveUp)
+            }
+            Source::Jit(Some(file)) => symbolize::perf_map(file, addresses),
+            Source::Jit(None) | Source::Nothing => nothing(),
+        };
+        Named {
+            place: self.place,
+            facts: self.source.facts(),
+            frames,
+            addresses: self.addresses,
+        }
+    }
+}
+
+impl Source {
+    /// What is known of the module, if it is one.
+    fn facts(&self) -> Option<ModuleFacts> {
+        let Source::Module {
+            file, name, path, ..
+        } = self
+        else {
+            return None;
+        };
+        let id = file.as_deref().and_then(symbolize::build_id);
+        let digits = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
+        Some(ModuleFacts {
+            name: name.clone(),
+            path: path.to_string_lossy().into_owned(),
+            build_id: id.map(digits),
+        })
+    }
+}
+
+impl Named {
+    fn intern(self, profile: &mut Profile, names: &mut Names) {
+        if let Some(facts) = self.facts
+            && !profile.modules.contains(&facts)
+        {
+            profile.modules.push(facts);
+        }
+        for (address, functions) in self.addresses.into_iter().zip(self.frames) {
+            let ids = functions
+                .into_iter()
+                .map(|frame| profile.intern(frame))
+                .collect();
+            names.insert((self.place, address), ids);
+        }
+    }
+}
+
+/// Does the work, side by side, within the time of one [`Budget`]; the results are in the order of
+/// their places.
+fn name_all(work: Vec<Work>) -> Vec<Named> {
     let budget = Budget::start();
-    let queue = Mutex::new(addresses.iter());
+    let queue = Mutex::new(work.into_iter());
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
                 // A lock is poisoned only if a worker panicked: its part stays unnamed.
-                while let Some((&place, set)) = queue.lock().ok().and_then(|mut queue| queue.next())
-                {
-                    let sorted: Vec<u64> = set.iter().copied().collect();
-                    let frames = name_place(place, &sorted, targets, &budget);
+                while let Some(work) = queue.lock().ok().and_then(|mut queue| queue.next()) {
+                    let named = work.name(&budget);
                     if let Ok(mut done) = done.lock() {
-                        done.push((place, sorted, frames));
+                        done.push(named);
                     }
                 }
             });
         }
     });
-    let mut names = Names::new();
     let mut done = done.into_inner().unwrap_or_default();
-    done.sort_by_key(|(place, ..)| *place);
-    for (place, sorted, frames) in done {
-        for (address, functions) in sorted.into_iter().zip(frames) {
-            let ids = functions
-                .into_iter()
-                .map(|frame| profile.intern(frame))
-                .collect();
-            names.insert((place, address), ids);
-        }
-    }
-    names
+    done.sort_by_key(|named| named.place);
+    done
 }
 
-fn name_place(
-    place: Place,
-    addresses: &[u64],
-    targets: &Targets,
-    budget: &Budget,
-) -> Vec<Vec<Frame>> {
-    match place {
-        Place::Kernel => match process::kallsyms() {
-            Ok(file) => symbolize::kernel(file, addresses),
-            Err(_) => unnamed(addresses, Space::Kernel, None, Unnamed::KernelHidden),
-        },
-        Place::Module(_) => match module(place, targets) {
-            Some(module) => name_module(module, addresses, budget),
-            None => unnamed(addresses, Space::User, None, Unnamed::NoModule),
-        },
-        Place::Process(_) if budget.is_over() => {
-            unnamed(addresses, Space::User, None, Unnamed::GaveUp)
-        }
-        Place::Process(index) => targets
-            .list()
-            .get(index)
-            .and_then(|tracked| name_jit(tracked, addresses))
-            .unwrap_or_else(|| unnamed(addresses, Space::User, None, Unnamed::NoModule)),
-    }
-}
-
-fn module(place: Place, targets: &Targets) -> Option<&Module> {
-    let Place::Module(slot) = place else {
-        return None;
-    };
-    targets.modules().iter().find(|module| module.slot == slot)
-}
-
-fn module_facts(module: &Module) -> ModuleFacts {
-    let id = module.file.as_deref().and_then(symbolize::build_id);
-    let digits = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
-    ModuleFacts {
-        name: module.name.clone(),
-        path: module.path.to_string_lossy().into_owned(),
-        build_id: id.map(digits),
-    }
-}
-
-fn name_module(module: &Module, addresses: &[u64], budget: &Budget) -> Vec<Vec<Frame>> {
-    let Some(file) = &module.file else {
-        return unnamed(
-            addresses,
-            Space::User,
-            Some(&module.name),
-            Unnamed::FileUnavailable,
-        );
-    };
-    let debug = module.roots.of_module(Path::new(&module.path));
-    symbolize::module(file, &module.name, &debug, addresses, budget)
-}
-
-/// Names JIT code by the perf map of its process, if that can be trusted.
-fn name_jit(tracked: &Tracked, addresses: &[u64]) -> Option<Vec<Vec<Frame>>> {
+/// The perf map of the process, if it can be trusted.
+fn open_perf_map(tracked: &Tracked) -> Option<File> {
     let process = tracked.process.as_ref()?;
     let file = process.open_perf_map()?;
     symbolize::check_perf_map_owner(&file.metadata().ok()?, process.uid()).ok()?;
-    Some(symbolize::perf_map(&file, addresses))
+    Some(file)
 }
 
 fn unnamed(

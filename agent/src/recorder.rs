@@ -3,10 +3,12 @@
 //! [`Recorder`] has all three, in one session and by one clock.
 
 pub mod cpu;
+pub mod live;
 pub mod rows;
 pub mod syscalls;
 pub mod tcp;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use crate::capture::{self, Capture, Meta};
 use crate::preflight::{self, Kernel};
 use crate::probe::{syscalls as syscall_probe, tcp as tcp_probe};
 use crate::process::{self, usage::Usage};
-use crate::profile::{Facts, Profile};
+use crate::profile::{Accounting, Facts, Profile};
 use crate::session::target::Targets;
 use crate::session::{Attached, Error, Needs};
 use crate::syscalls::{Report, SHOWN_ARGUMENTS};
@@ -49,6 +51,12 @@ impl Options {
                 ..syscall_probe::Options::default()
             },
         }
+    }
+
+    /// With all arguments of failing calls in the reports.
+    pub fn with_all_arguments(mut self) -> Self {
+        self.syscalls.arguments = usize::MAX;
+        self
     }
 
     /// What the session must provide: what each of the probes needs.
@@ -221,43 +229,54 @@ impl Recorder {
             connections: self.connections,
             syscalls: self.reports,
         };
-        let profile = &capture.profile;
-        let first = profile.facts.targets.first().cloned().unwrap_or_default();
-        capture.meta = Meta {
-            schema: capture::SCHEMA.to_owned(),
-            agent_version: profile.facts.agent_version.clone(),
-            command_line: profile.facts.command_line.clone(),
-            host: process::host_name(),
-            kernel: profile.facts.kernel.clone(),
-            started: profile.facts.started,
-            started_at: Utc::at(profile.facts.started).to_string(),
-            duration_seconds: profile.facts.duration_seconds,
-            ended: profile.facts.ended.clone(),
-            target: capture::Target {
-                pid: first.pid,
-                comm: first.comm,
-                exe: first.exe,
-                processes: profile.facts.targets.len(),
-                ..target
-            },
-            modules: modules(profile),
-            cpu: capture::Cpu {
-                cpus: profile.facts.cpus,
-                used_seconds: self.usage.used_seconds(),
-                waited_seconds: self.usage.waited_seconds(),
-            },
-            hooks: self.tcp.probe.hooks.clone(),
-            not_seen: self
-                .tcp
-                .probe
-                .missing
-                .iter()
-                .map(|&text| text.to_owned())
-                .collect(),
-            cost: profile.cost.clone(),
-            losses: losses(&capture),
+        let cpu = capture::Cpu {
+            cpus: capture.profile.facts.cpus,
+            used_seconds: self.usage.used_seconds(),
+            waited_seconds: self.usage.waited_seconds(),
         };
+        capture.meta = meta(&capture, target, cpu, &self.tcp.probe);
         capture
+    }
+}
+
+/// The circumstances of a capture; see [`Recorder::capture`].
+pub(crate) fn meta(
+    capture: &Capture,
+    target: capture::Target,
+    cpu: capture::Cpu,
+    probe: &tcp_probe::Probe,
+) -> Meta {
+    let profile = &capture.profile;
+    let facts = &profile.facts;
+    let first = facts.targets.first().cloned().unwrap_or_default();
+    let losses = losses(
+        &profile.accounting,
+        capture.all_connections().map(|document| &document.losses),
+        capture.all_syscalls().map(|report| &report.losses),
+    );
+    Meta {
+        schema: capture::SCHEMA.to_owned(),
+        agent_version: facts.agent_version.clone(),
+        command_line: facts.command_line.clone(),
+        host: process::host_name(),
+        kernel: facts.kernel.clone(),
+        started: facts.started,
+        started_at: Utc::at(facts.started).to_string(),
+        duration_seconds: facts.duration_seconds,
+        ended: facts.ended.clone(),
+        target: capture::Target {
+            pid: first.pid,
+            comm: first.comm,
+            exe: first.exe,
+            processes: facts.targets.len(),
+            ..target
+        },
+        modules: modules(profile),
+        cpu,
+        hooks: probe.hooks.clone(),
+        not_seen: probe.missing.iter().map(|&text| text.to_owned()).collect(),
+        cost: profile.cost.clone(),
+        losses,
     }
 }
 
@@ -278,24 +297,22 @@ fn modules(profile: &Profile) -> BTreeMap<String, String> {
 }
 
 /// All losses, by probe.
-fn losses(capture: &Capture) -> BTreeMap<String, BTreeMap<String, u64>> {
-    let accounting = &capture.profile.accounting;
-    let mut profile: BTreeMap<String, u64> = accounting
-        .lost
-        .iter()
-        .map(|(cause, &count)| (cause.clone().into_owned(), count))
-        .collect();
-    profile.insert("programs_skipped".to_owned(), accounting.recursion_misses);
-    let tcp = capture.all_connections().map(|document| {
-        let losses = document.losses.iter();
+pub(crate) fn losses(
+    accounting: &Accounting,
+    tcp: Option<&BTreeMap<Cow<'static, str>, u64>>,
+    syscalls: Option<&BTreeMap<String, u64>>,
+) -> BTreeMap<String, BTreeMap<String, u64>> {
+    let owned = |losses: &BTreeMap<Cow<'static, str>, u64>| -> BTreeMap<String, u64> {
+        let losses = losses.iter();
         losses
             .map(|(cause, &count)| (cause.clone().into_owned(), count))
             .collect()
-    });
-    let syscalls = capture.all_syscalls().map(|report| report.losses.clone());
+    };
+    let mut profile = owned(&accounting.lost);
+    profile.insert("programs_skipped".to_owned(), accounting.recursion_misses);
     BTreeMap::from([
         ("profile".to_owned(), profile),
-        ("tcp".to_owned(), tcp.unwrap_or_default()),
-        ("syscalls".to_owned(), syscalls.unwrap_or_default()),
+        ("tcp".to_owned(), tcp.map(owned).unwrap_or_default()),
+        ("syscalls".to_owned(), syscalls.cloned().unwrap_or_default()),
     ])
 }

@@ -2,7 +2,9 @@
 
 pub mod benign;
 pub mod name;
+pub mod recent;
 pub mod table;
+pub mod totals;
 pub mod values;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! The model of `agent tcp`: connections, the times of their requests, and what is shown of them.
 //! Pure, no I/O.
 
+pub mod endless;
 pub mod filter;
 pub mod histogram;
 pub mod view;
@@ -8,9 +9,10 @@ pub mod view;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use agent_ebpf::connection::{Connection, Report, role, what};
+use agent_ebpf::connection::{Connection, Report, flag, role, what};
 use agent_ebpf::exchange::{Batch, Sample, unpack};
 
+use endless::{Endless, Part};
 use histogram::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +156,17 @@ struct Entry {
     past: Times,
     /// Requests of the interval.
     window: Times,
+    /// In a run without an end: requests of the last slices, the oldest first.
+    recent: VecDeque<(u64, Times)>,
+    /// In a run without an end: what has been added to the sums of its remote.
+    added: Option<Added>,
+}
+
+/// What a connection's counters were.
+#[derive(Clone, Copy, Debug)]
+struct Added {
+    retransmits: u32,
+    resets: u32,
 }
 
 impl Entry {
@@ -189,6 +202,45 @@ impl Entry {
             self.take(&connection.batch);
         }
     }
+
+    /// Adds what is new since the last time to its remote and to its own slices.
+    fn sum_up(&mut self, endless: &mut Endless, slice: u64) {
+        let Some(report) = &self.report else { return };
+        let connection = &report.connection;
+        let now = Added {
+            retransmits: report.metrics.retransmits,
+            resets: connection
+                .resets_sent
+                .saturating_add(connection.resets_received),
+        };
+        // The counters of one from before the attach do not begin at zero.
+        let from_before = connection.flags & flag::PRE_EXISTING != 0;
+        let before = self.added.replace(now).unwrap_or(Added {
+            retransmits: if from_before { now.retransmits } else { 0 },
+            resets: 0,
+        });
+        let times = std::mem::take(&mut self.window);
+        let part = Part {
+            resets: now.resets.saturating_sub(before.resets).into(),
+            times: if Self::overlapped(report) {
+                Times::default()
+            } else {
+                times
+            },
+            ..Part::default()
+        };
+        let retransmits = now.retransmits.saturating_sub(before.retransmits);
+        endless.admit(remote_key(connection));
+        if retransmits > 0 || part.resets > 0 || part.times.total.count() > 0 {
+            endless.add(remote_key(connection), slice, retransmits.into(), &part);
+        }
+        if part.times.total.count() > 0 {
+            match self.recent.back_mut() {
+                Some((last, sum)) if *last == slice => sum.merge(&part.times),
+                _ => self.recent.push_back((slice, part.times)),
+            }
+        }
+    }
 }
 
 /// How the connections to one remote that are no longer listed add up.
@@ -213,6 +265,8 @@ pub struct Connections {
     interval: u64,
     /// When the probes were taken away, in nanoseconds of `CLOCK_MONOTONIC`.
     end: Option<u64>,
+    /// In a run without an end: what is kept of it.
+    endless: Option<Endless>,
     /// Connections from before the attach that are not followed: there was no room.
     pub not_followed: u64,
     /// Records that could not be read.
@@ -220,12 +274,29 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// For a run without an end: what is kept is bounded, and views are of the last minute at most
+    /// ([`view::Span::Recent`]); intervals are to be of a second.
+    pub fn endless() -> Self {
+        Self {
+            endless: Some(Endless::default()),
+            ..Self::default()
+        }
+    }
+
+    /// The slice under way.
+    fn slice(&self) -> u64 {
+        self.interval / endless::SLICE
+    }
+
     /// Requests have been timed.
     pub fn requests(&mut self, batch: &Batch) {
-        self.entries
-            .entry((batch.sock, batch.born))
-            .or_default()
-            .take(batch);
+        let seen = self.look;
+        let new = || Entry {
+            seen,
+            ..Entry::default()
+        };
+        let key = (batch.sock, batch.born);
+        self.entries.entry(key).or_insert_with(new).take(batch);
     }
 
     /// Takes in the requests that wait in the kernel, as the last look has found them; to be
@@ -249,6 +320,14 @@ impl Connections {
         if report.what == what::FAILED {
             let remote = remote_of(&report.connection);
             let key = (remote, report.metrics.error);
+            let slice = self.slice();
+            if let Some(endless) = &mut self.endless {
+                endless.fail(
+                    (Role::Client, remote.to_string()),
+                    slice,
+                    report.metrics.error,
+                );
+            }
             if self.failed.len() < MAX_FAILED || self.failed.contains_key(&key) {
                 *self.failed.entry(key).or_default() += 1;
             } else {
@@ -306,12 +385,11 @@ impl Connections {
             .get(&key)
             .is_some_and(|entry| entry.report.is_some());
         if known {
-            if let Some(report) = self
-                .entries
-                .get_mut(&key)
-                .and_then(|entry| entry.report.as_mut())
-            {
-                report.connection = *connection;
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.seen = self.look;
+                if let Some(report) = &mut entry.report {
+                    report.connection = *connection;
+                }
             }
         } else if let Some(owner) = owner() {
             let entry = self.entries.entry(key).or_default();
@@ -343,6 +421,9 @@ impl Connections {
 
     /// The interval is over: its times are forgotten, and the oldest of the closed connections.
     pub fn end_interval(&mut self) {
+        if self.endless.is_some() {
+            return self.end_endless_interval();
+        }
         self.interval += 1;
         for entry in self.entries.values_mut() {
             if entry.window.total.count() > 0 {
@@ -355,6 +436,43 @@ impl Connections {
                 && let Some(entry) = self.entries.remove(&key)
             {
                 self.fold(&entry);
+            }
+        }
+    }
+
+    /// As [`Connections::end_interval`]: what is over goes into slices and sums.
+    fn end_endless_interval(&mut self) {
+        let slice = self.slice();
+        let Some(endless) = &mut self.endless else {
+            return;
+        };
+        for entry in self.entries.values_mut() {
+            entry.sum_up(endless, slice);
+        }
+        endless.forget(slice);
+        self.interval += 1;
+        let slices = self.slice();
+        let (look, interval) = (self.look, self.interval);
+        self.entries.retain(|_, entry| {
+            let lost = !entry.closed && entry.seen + endless::MAX_MISSED < look;
+            let old = entry.closed && entry.ended_in + endless::SLICES * endless::SLICE < interval;
+            endless::drop_old(&mut entry.recent, slices);
+            !lost && !old
+        });
+        while let Some(key) = self.closed.front()
+            && (self.closed.len() > endless::MAX_CLOSED || !self.entries.contains_key(key))
+        {
+            if let Some(key) = self.closed.pop_front()
+                && let Some(entry) = self.entries.remove(&key)
+            {
+                self.unlisted += 1;
+                let unlisted = Part {
+                    unlisted: 1,
+                    ..Part::default()
+                };
+                if let (Some(endless), Some(report)) = (&mut self.endless, &entry.report) {
+                    endless.add(remote_key(&report.connection), slice, 0, &unlisted);
+                }
             }
         }
     }

@@ -5,9 +5,11 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::diff_args::DiffArgs;
 use super::profile_args::ProfileArgs;
 use super::record_args::RecordArgs;
 use super::report_args::ReportArgs;
+use super::serve_args::ServeArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
 
@@ -48,6 +50,10 @@ pub enum Command {
     Record(RecordArgs),
     /// Take reports and files of any format out of a bundle
     Report(ReportArgs),
+    /// Compare two captures: which functions grew, which shrank, and whether that is noise
+    Diff(DiffArgs),
+    /// Show all three of the last seconds on a live page, and metrics for Prometheus
+    Serve(ServeArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -98,7 +104,8 @@ pub struct TargetArgs {
 /// The largest process id that Linux gives out (`PID_MAX_LIMIT`, include/linux/threads.h).
 const MAX_PID: u32 = 1 << 22;
 
-fn parse_pid(text: &str) -> Result<u32, String> {
+/// A process id.
+pub(super) fn parse_pid(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(pid) if (1..=MAX_PID).contains(&pid) => Ok(pid),
         _ => Err(format!("a process id is a number from 1 to {MAX_PID}")),

@@ -6,6 +6,8 @@
 
 pub mod args;
 pub mod destination;
+pub mod diff;
+pub mod diff_args;
 pub mod generate;
 pub mod launch;
 pub mod profile;
@@ -16,6 +18,8 @@ pub mod record_args;
 pub mod report;
 pub mod report_args;
 pub mod run;
+pub mod serve;
+pub mod serve_args;
 pub mod signals;
 pub mod spec;
 pub mod stdout;

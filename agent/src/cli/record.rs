@@ -13,7 +13,7 @@ use super::destination::{Destination, Target};
 use super::record_args::RecordSpec;
 use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
-use super::spec::{Scope, default_name};
+use super::spec::{Scope, TargetSpec, default_name};
 use super::terminal;
 use crate::bundle;
 use crate::capture::{self, Capture, redact};
@@ -45,7 +45,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     run::check_bits(&subjects)?;
     let (comm, pid) = subjects.first(&spec.target);
     let destination = prepare(&spec, &comm, pid, started)?;
-    let target = target(&spec, &subjects);
+    let target = target(&spec.target, &subjects);
     let options = Options::new(spec.frequency.get(), spec.stacks);
     let needs = options.needs(&kernel)?;
     let processes = std::mem::take(&mut subjects.processes);
@@ -94,9 +94,9 @@ fn prepare(spec: &RecordSpec, comm: &str, pid: u32, started: u64) -> anyhow::Res
 }
 
 /// What can be known of the first process only while it lives.
-fn target(spec: &RecordSpec, subjects: &Subjects) -> capture::Target {
+pub(super) fn target(spec: &TargetSpec, subjects: &Subjects) -> capture::Target {
     let first = subjects.processes.first();
-    let words = match &spec.target.scope {
+    let words = match &spec.scope {
         Scope::Command(command) => Some(
             command
                 .iter()

@@ -160,11 +160,25 @@ pub async fn until_end(
     signals: &mut Signals,
     duration: Option<Duration>,
     record: &mut impl FnMut(&[u8], &Targets),
+    tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
+) -> Ended {
+    let ended = watch(session, subjects, signals, duration, record, tick).await;
+    signals.release();
+    ended
+}
+
+/// As [`until_end`], but signals stay caught.
+pub async fn watch(
+    session: &mut Attached,
+    subjects: &mut Subjects,
+    signals: &mut Signals,
+    duration: Option<Duration>,
+    record: &mut impl FnMut(&[u8], &Targets),
     mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
 ) -> Ended {
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
-    let ended = loop {
+    loop {
         let time_left = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -187,9 +201,7 @@ pub async fn until_end(
         if session.targets().all_ended() || command_ended && session.targets().list().len() == 1 {
             break Ended::TargetExited;
         }
-    };
-    signals.release();
-    ended
+    }
 }
 
 /// A line on the terminal that is written over while the run goes on.

@@ -134,10 +134,24 @@ impl Page {
         self
     }
 
+    /// The policy for a server to send as `Content-Security-Policy`: the document's own, and that
+    /// no other page may frame it, which a document cannot say of itself.
+    pub fn policy_header(&self) -> String {
+        let (style, script) = self.code();
+        self.policy(&style, &script) + "; frame-ancestors 'none'"
+    }
+
+    /// The contents of the style and the script element.
+    fn code(&self) -> (String, String) {
+        (
+            format!("\n{}", self.styles.concat()),
+            format!("\n'use strict';\n{}", self.scripts.concat()),
+        )
+    }
+
     /// The whole document.
     pub fn render(&self) -> String {
-        let style = format!("\n{}", self.styles.concat());
-        let script = format!("\n'use strict';\n{}", self.scripts.concat());
+        let (style, script) = self.code();
         let policy = self.policy(&style, &script);
         let Self {
             title, body, data, ..

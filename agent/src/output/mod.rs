@@ -3,12 +3,15 @@
 //!
 //! Adding a format takes its own file and one line in [`Format`].
 
+pub mod diff;
 pub mod escape;
 pub mod findings;
 mod folded;
 pub mod html;
 mod intern;
 mod json;
+pub mod live;
+pub mod metrics;
 mod pprof;
 pub mod report;
 mod speedscope;

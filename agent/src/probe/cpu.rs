@@ -1,16 +1,17 @@
 //! CPU sampling: the clock on every CPU, and what its records say.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use agent_ebpf::{End, SampleRecord, StackRecord, record};
+use aya::maps::{HashMap as BpfMap, MapData};
 use aya::programs::PerfEvent;
 use aya::programs::perf_event::{
     HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent,
 };
 
 use crate::session::target::Targets;
-use crate::session::{Attached, Error, program_mut};
+use crate::session::{Attached, Error, program_mut, take};
 
 /// The clock that drives the sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,27 @@ pub fn detach(session: &mut Attached) -> Result<u64, Error> {
     Ok(skipped)
 }
 
+/// The stacks that the kernel has sent and will not send again.
+pub struct Sent(BpfMap<MapData, u64, u32>);
+
+impl Sent {
+    /// Takes hold of the kernel's set of them.
+    ///
+    /// # Errors
+    /// When the bytecode does not hold the map.
+    pub fn of(session: &mut Attached) -> Result<Self, Error> {
+        Ok(Self(take(session.ebpf(), "SEEN")?))
+    }
+
+    /// Has the kernel send these whole the next time. What is on its way may still be a hash.
+    pub fn forget(&mut self, hashes: &[u64]) {
+        for hash in hashes {
+            // The kernel may have dropped it already.
+            let _ = self.0.remove(hash);
+        }
+    }
+}
+
 /// A stack as the kernel sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawStack {
@@ -103,6 +125,11 @@ pub struct RawStack {
 }
 
 impl RawStack {
+    /// How many frames it has.
+    fn frames(&self) -> usize {
+        self.kernel.len() + self.user.len()
+    }
+
     /// Reads a [`StackRecord`] with its frames.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let short = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
@@ -196,6 +223,52 @@ impl Samples {
         self.counts.values().sum::<u64>() + self.undecoded
     }
 
+    /// The counts since the last time, which begin anew; so does the timeline.
+    pub fn take_counts(&mut self) -> HashMap<Key, u64> {
+        self.begin = Instant::now();
+        self.seconds.clear();
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Frames of all stacks.
+    pub fn frames(&self) -> usize {
+        self.stacks.values().map(RawStack::frames).sum()
+    }
+
+    /// Frames of one stack.
+    pub fn frames_of(&self, stack: u64) -> usize {
+        self.stacks.get(&stack).map_or(0, RawStack::frames)
+    }
+
+    /// Drops all names but these and those of the counts; gives the new number of each.
+    pub fn keep_names(&mut self, used: &BTreeSet<u32>) -> HashMap<u32, u32> {
+        let counts = std::mem::take(&mut self.counts);
+        let mut used = used.clone();
+        used.extend(counts.keys().flat_map(|key| [key.comm, key.thread]));
+        let old = std::mem::take(&mut self.names);
+        self.name_ids.clear();
+        let mut numbers = HashMap::new();
+        for id in used {
+            if let Some(name) = old.get(id as usize) {
+                numbers.insert(id, self.name(name));
+            }
+        }
+        let new = |id: u32| numbers.get(&id).copied().unwrap_or(0);
+        let renumbered = |(key, count): (Key, u64)| {
+            let (comm, thread) = (new(key.comm), new(key.thread));
+            (
+                Key {
+                    comm,
+                    thread,
+                    ..key
+                },
+                count,
+            )
+        };
+        self.counts = counts.into_iter().map(renumbered).collect();
+        numbers
+    }
+
     fn decode(&mut self, bytes: &[u8], targets: &Targets) -> Option<()> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
@@ -255,7 +328,8 @@ impl Samples {
         }
     }
 
-    fn name(&mut self, name: &str) -> u32 {
+    /// The number of a name in [`Samples::names`], which takes it in if it is new.
+    pub(crate) fn name(&mut self, name: &str) -> u32 {
         if let Some(&id) = self.name_ids.get(name) {
             return id;
         }

@@ -45,6 +45,15 @@ pub fn own_usage() -> (f64, u64) {
     )
 }
 
+/// Resident bytes of the agent's own process now (`/proc/self/statm`).
+pub fn own_resident_bytes() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    // SAFETY: the call has no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    pages.unwrap_or(0) * u64::try_from(page).unwrap_or(4096)
+}
+
 /// Sum of one field over the descriptors of BPF objects that this process holds open
 /// (`/proc/self/fdinfo`, kernel/bpf/syscall.c).
 fn bpf_fdinfo(kind: &str, field: &str) -> u64 {

@@ -50,6 +50,11 @@ impl Cpu {
         self.samples.total()
     }
 
+    /// The samples, for who takes parts of them away.
+    pub fn samples_mut(&mut self) -> &mut Samples {
+        &mut self.samples
+    }
+
     /// Takes in one record of the ring buffer.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
         self.samples.take(bytes, targets);
@@ -68,16 +73,21 @@ impl Cpu {
     /// [`facts`]; what the clock knows is added.
     pub fn profile(&self, session: &Attached, facts: Facts) -> Profile {
         let mut profile = Profile::default();
+        naming::name(&mut profile, &self.samples, session.targets());
+        self.describe(&mut profile, session, facts);
+        profile.timeline = self.samples.timeline(profile.facts.duration_seconds);
+        profile
+    }
+
+    /// Adds the facts, the account of the ticks since the begin and the cost to a profile of samples.
+    pub fn describe(&self, profile: &mut Profile, session: &Attached, facts: Facts) {
         profile.facts = Facts {
             event: self.clock.name().to_owned(),
             frequency: self.frequency,
             ..facts
         };
-        naming::name(&mut profile, &self.samples, session.targets());
         profile.accounting = self.accounting(session, &profile.facts);
         profile.cost = cost(session, &profile.accounting);
-        profile.timeline = self.samples.timeline(profile.facts.duration_seconds);
-        profile
     }
 
     /// Where every tick went. Samples that reached us but could not be read are a loss like any

@@ -11,7 +11,7 @@ use crate::process;
 use crate::session::target::Targets;
 use crate::session::{Attached, Error};
 use crate::tcp::Connections;
-use crate::tcp::view::{self, Document, RemoteRow, Row, Span, Target};
+use crate::tcp::view::{self, Document, RemoteRow, RemoteTotal, Row, Span, Target};
 
 /// Counters of the kernel programs that mean a loss here.
 const LOSSES: [Counter; 5] = [
@@ -54,8 +54,23 @@ impl Tcp {
     /// # Errors
     /// When the kernel has no hook of a kind that cannot be done without.
     pub fn attach(session: &mut Attached, target: Target) -> Result<Self, Error> {
+        Self::attach_to(session, target, Connections::default())
+    }
+
+    /// As [`Tcp::attach`], for a run without an end ([`Connections::endless`]).
+    ///
+    /// # Errors
+    /// As [`Tcp::attach`].
+    pub fn attach_endless(session: &mut Attached, target: Target) -> Result<Self, Error> {
+        Self::attach_to(session, target, Connections::endless())
+    }
+
+    fn attach_to(
+        session: &mut Attached,
+        target: Target,
+        mut connections: Connections,
+    ) -> Result<Self, Error> {
         let probe = probe::attach(session)?;
-        let mut connections = Connections::default();
         probe.look(session, &mut connections)?;
         Ok(Self {
             probe,
@@ -105,6 +120,38 @@ impl Tcp {
         self.connections.end_interval();
     }
 
+    /// The interval is over, and nobody wants its document: after a look and a drained ring buffer.
+    pub fn pass_interval(&mut self, session: &Attached) {
+        self.connections.take_waiting();
+        self.skipped = self.skipped.max(probe::skipped(session));
+        self.shown = self.elapsed();
+        self.connections.end_interval();
+    }
+
+    /// In a run without an end: the document of the last so many intervals or up to a slice more,
+    /// when one has just ended.
+    pub fn recent(&self, session: &Attached, intervals: u32, list: impl List) -> Document {
+        let (slice, length) = self.connections.slice_before(intervals);
+        let document = self.document(session, Span::Recent(slice, length as f64), list);
+        Document {
+            last: self.ended.is_some(),
+            ..document
+        }
+    }
+
+    /// In a run without an end: the sums since the attach, by remote.
+    pub fn totals(&self) -> Vec<RemoteTotal> {
+        self.connections.totals()
+    }
+
+    /// Looks at all connections a last time, after [`Tcp::detach`].
+    ///
+    /// # Errors
+    /// When the kernel's iterator cannot be run.
+    pub fn last_look(&mut self, session: &mut Attached) -> Result<(), Error> {
+        self.probe.last_look(session, &mut self.connections)
+    }
+
     /// Takes the hooks away. Afterwards the ring buffer is to be drained.
     ///
     /// # Errors
@@ -121,7 +168,7 @@ impl Tcp {
     /// # Errors
     /// When the kernel's iterator cannot be run.
     pub fn last(&mut self, session: &mut Attached, list: impl List) -> Result<Document, Error> {
-        self.probe.last_look(session, &mut self.connections)?;
+        self.last_look(session)?;
         self.connections.take_waiting();
         let span = Span::Run(self.elapsed().as_secs_f64());
         Ok(self.document(session, span, list))
@@ -154,7 +201,8 @@ impl Tcp {
         }
     }
 
-    fn losses(&self, session: &Attached) -> BTreeMap<Cow<'static, str>, u64> {
+    /// What was lost since the attach, by cause; all causes.
+    pub fn losses(&self, session: &Attached) -> BTreeMap<Cow<'static, str>, u64> {
         let counters = session.counters();
         let kernel = LOSSES.map(|counter| (counter.name(), counters.get(counter)));
         let mut losses: BTreeMap<Cow<'static, str>, u64> = kernel

@@ -192,6 +192,21 @@ impl Histogram {
         self.count
     }
 
+    /// The sum of all values, in nanoseconds.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// The middles of the buckets, in nanoseconds and ascending order, each with how many values lie
+    /// there.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let settled = self.settled();
+        (0..settled.buckets.len()).map(move |at| {
+            let (number, count) = settled.entry(at);
+            (middle(number), count)
+        })
+    }
+
     /// The value at a rank, by the middle of its bucket; `share` from 0 to 1. No value waits.
     fn quantile(&self, share: f64) -> u64 {
         let rank = ((self.count as f64 * share).ceil() as u64).max(1);

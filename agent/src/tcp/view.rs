@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use agent_ebpf::connection::{Report, flag};
 use serde::{Deserialize, Serialize};
 
+use super::endless::{self, Buckets, Endless, Total};
 use super::histogram::{Quantiles, micros};
 use super::{Connections, Entry, Folded, Role, Times, local_of, remote_key, remote_of};
 
@@ -34,13 +35,16 @@ pub enum Span {
     Interval(f64),
     /// Since the attach; seconds.
     Run(f64),
+    /// Since a slice ([`Connections::slice_before`]) of a run without an end, seconds; to be used when
+    /// an interval has just ended.
+    Recent(u64, f64),
 }
 
 impl Span {
     /// Its length.
     pub fn seconds(self) -> f64 {
         match self {
-            Span::Interval(seconds) | Span::Run(seconds) => seconds,
+            Span::Interval(seconds) | Span::Run(seconds) | Span::Recent(_, seconds) => seconds,
         }
     }
 }
@@ -189,6 +193,25 @@ pub struct Document {
     pub losses: BTreeMap<Cow<'static, str>, u64>,
 }
 
+/// Sums since the attach over all connections to one remote.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RemoteTotal {
+    /// `ip:port` of a server, `ip` of whoever connects to us, [`endless::OTHER`] for the rest.
+    pub remote: String,
+    /// Our part.
+    pub role: Role,
+    /// Connections that live now.
+    pub living: u64,
+    /// Whole requests.
+    pub requests: Buckets,
+    /// Resets, sent and received.
+    pub resets: u64,
+    /// Segments retransmitted.
+    pub retransmits: u64,
+    /// Failed connects by the error's name.
+    pub failures: Vec<(Cow<'static, str>, u64)>,
+}
+
 /// The process that a [`Document`] is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
@@ -214,6 +237,12 @@ impl Entry {
     fn times(&self, span: Span) -> Cow<'_, Times> {
         match span {
             Span::Interval(_) => Cow::Borrowed(&self.window),
+            Span::Recent(since, _) => {
+                let mut times = Times::default();
+                let recent = self.recent.iter().filter(|(slice, _)| *slice >= since);
+                recent.for_each(|(_, slice)| times.merge(slice));
+                Cow::Owned(times)
+            }
             Span::Run(_) => {
                 let mut times = self.past.clone();
                 times.merge(&self.window);
@@ -242,7 +271,7 @@ impl Entry {
         let requests = match span {
             _ if overlapped => 0,
             Span::Run(_) => connection.batch.requests(),
-            Span::Interval(_) => times.total.count(),
+            Span::Interval(_) | Span::Recent(..) => times.total.count(),
         };
         let state = if self.closed {
             7
@@ -290,6 +319,50 @@ pub fn to_millis(seconds: f64) -> f64 {
     (seconds * 1e3).round() / 1e3
 }
 
+type RemoteSums = BTreeMap<(Role, String), (RemoteRow, Times)>;
+
+fn finish(sums: RemoteSums, span: Span) -> Vec<RemoteRow> {
+    let finish = |((role, remote), (row, times)): ((Role, String), (RemoteRow, Times))| RemoteRow {
+        remote,
+        role,
+        requests: times.total.count(),
+        rate: rate(times.total.count(), span),
+        errors: row.resets + row.failed_connects,
+        latency_us: times.total.quantiles(),
+        parts_us: times.parts(role),
+        ..row
+    };
+    sums.into_iter().map(finish).collect()
+}
+
+/// `listed`: the connections counted by remote. What they did is in the slices, and so are those that
+/// have come and gone.
+fn endless_remotes(
+    listed: RemoteSums,
+    endless: &Endless,
+    since: u64,
+    span: Span,
+) -> Vec<RemoteRow> {
+    let mut sums = RemoteSums::new();
+    for (key, (listed, _)) in listed {
+        let (row, _) = sums.entry(endless.name_of(key)).or_default();
+        row.connections += listed.connections;
+    }
+    for (key, part) in endless.since(since) {
+        let is_listed = sums.contains_key(key);
+        let happened = part.unlisted + part.resets + part.failed + part.times.total.count();
+        if !is_listed && happened == 0 {
+            continue;
+        }
+        let (row, times) = sums.entry(key.clone()).or_default();
+        row.connections += part.unlisted;
+        row.resets += part.resets;
+        row.failed_connects += part.failed;
+        times.merge(&part.times);
+    }
+    finish(sums, span)
+}
+
 fn rate(requests: u64, span: Span) -> f64 {
     let seconds = span.seconds().max(1e-3);
     (requests as f64 / seconds * 10.0).round() / 10.0
@@ -307,8 +380,11 @@ impl Connections {
     fn shown(&self, span: Span) -> impl Iterator<Item = (&Entry, &Report)> {
         self.entries.values().filter_map(move |entry| {
             let gone = entry.closed
-                && entry.ended_in != self.interval
-                && matches!(span, Span::Interval(_));
+                && match span {
+                    Span::Run(_) => false,
+                    Span::Interval(_) => entry.ended_in != self.interval,
+                    Span::Recent(since, _) => entry.ended_in / endless::SLICE < since,
+                };
             // Unowned: waits in the accept queue.
             let report = entry
                 .report
@@ -321,18 +397,24 @@ impl Connections {
     /// The connections summed up by remote, those of which `holds` is true. Failed connects are
     /// always those since the attach. `now`: nanoseconds of `CLOCK_MONOTONIC`.
     pub fn remotes(&self, span: Span, now: u64, holds: impl Fn(&Row) -> bool) -> Vec<RemoteRow> {
-        let mut sums: BTreeMap<(Role, String), (RemoteRow, Times)> = BTreeMap::new();
+        let mut sums = RemoteSums::new();
         for (entry, report) in self.shown(span) {
             if !holds(&entry.row(report, span, now)) {
                 continue;
             }
             let (row, times) = sums.entry(remote_key(&report.connection)).or_default();
             row.connections += 1;
+            if matches!(span, Span::Recent(..)) {
+                continue;
+            }
             row.resets += u64::from(report.connection.resets_sent)
                 + u64::from(report.connection.resets_received);
             if !Entry::overlapped(report) {
                 times.merge(&entry.times(span));
             }
+        }
+        if let (Span::Recent(since, _), Some(endless)) = (span, &self.endless) {
+            return endless_remotes(sums, endless, since, span);
         }
         if matches!(span, Span::Run(_)) {
             for (
@@ -354,18 +436,52 @@ impl Connections {
             let (row, _) = sums.entry((Role::Client, remote.to_string())).or_default();
             row.failed_connects += count;
         }
-        let finish =
-            |((role, remote), (row, times)): ((Role, String), (RemoteRow, Times))| RemoteRow {
-                remote,
-                role,
-                requests: times.total.count(),
-                rate: rate(times.total.count(), span),
-                errors: row.resets + row.failed_connects,
-                latency_us: times.total.quantiles(),
-                parts_us: times.parts(role),
-                ..row
-            };
-        sums.into_iter().map(finish).collect()
+        finish(sums, span)
+    }
+
+    /// The slice that began at most so many seconds ago, and how long ago it began in intervals.
+    /// The slice under way is as long as it is: up to a slice more comes along.
+    pub fn slice_before(&self, seconds: u32) -> (u64, u64) {
+        let begin = self.interval.saturating_sub(u64::from(seconds)) / endless::SLICE;
+        (begin, self.interval - begin * endless::SLICE)
+    }
+
+    /// The sums since the attach of a run without an end, by remote, and how many of each remote's
+    /// connections live.
+    pub fn totals(&self) -> Vec<RemoteTotal> {
+        let Some(endless) = &self.endless else {
+            return Vec::new();
+        };
+        let mut living: BTreeMap<(Role, String), u64> = BTreeMap::new();
+        for entry in self.entries.values().filter(|entry| !entry.closed) {
+            if let Some(report) = entry
+                .report
+                .as_deref()
+                .filter(|report| report.connection.tgid != 0)
+            {
+                let key = endless.name_of(remote_key(&report.connection));
+                *living.entry(key).or_default() += 1;
+            }
+        }
+        let mut totals: BTreeMap<_, _> = endless.totals().collect();
+        let none = Total::default();
+        for key in living.keys() {
+            totals.entry(key).or_insert(&none);
+        }
+        let total = |((role, remote), total): (&(Role, String), &Total)| RemoteTotal {
+            remote: remote.clone(),
+            role: *role,
+            living: living.get(&(*role, remote.clone())).copied().unwrap_or(0),
+            failures: total
+                .failures
+                .iter()
+                .map(|(&errno, &count)| (error_name(errno), count))
+                .collect(),
+            requests: total.requests.clone(),
+            resets: total.resets,
+            retransmits: total.retransmits,
+        };
+        totals.into_iter().map(total).collect()
     }
 
     /// Connects that failed since the attach.
@@ -391,7 +507,14 @@ impl Connections {
                 sums.requests += match span {
                     Span::Run(_) => report.connection.batch.requests(),
                     Span::Interval(_) => entry.window.total.count(),
+                    Span::Recent(..) => 0,
                 };
+            }
+        }
+        if let (Span::Recent(since, _), Some(endless)) = (span, &self.endless) {
+            for (_, part) in endless.since(since) {
+                sums.connections += part.unlisted as usize;
+                sums.requests += part.times.total.count();
             }
         }
         if matches!(span, Span::Run(_)) {

@@ -204,6 +204,8 @@ pub(super) enum Block {
     Tree(Vec<(usize, Line)>),
     /// The flame graph, where it can be shown.
     Flame,
+    /// A picture in SVG, made safe, where it can be shown.
+    Picture(String),
     /// Lines for a shell.
     Commands(Vec<String>),
 }
