@@ -34,7 +34,11 @@ pub fn html(capture: &Capture) -> serde_json::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        reason = "a failed unwrap is a failed test"
+    )]
     use super::*;
     use crate::output::html::tests::{elements, insides};
     use crate::output::{escape, fixture};
@@ -51,6 +55,29 @@ mod tests {
         assert!(text.len() < 60_000, "{}", text.len());
         assert!(!text.chars().any(|c| c != '\n' && escape::is_unsafe(c)));
         fixture::check_golden("hostile_report.md", text.as_bytes());
+        let words = outside_code(&text);
+        for acting in ["script", "onerror", "http", "@", "![", "pwned", "nimda"] {
+            assert!(!words.contains(acting), "{acting}: {words}");
+        }
+    }
+
+    /// The text without its code spans and blocks: each run of backticks ends at the next run of
+    /// the same length (CommonMark 6.1).
+    fn outside_code(text: &str) -> String {
+        let run = |text: &str| text.len() - text.trim_start_matches('`').len();
+        let (mut words, mut rest) = (String::new(), text);
+        while let Some(at) = rest.find('`') {
+            let length = run(&rest[at..]);
+            words += &rest[..at];
+            rest = &rest[at + length..];
+            let mut inside = rest;
+            while run(inside) != length {
+                inside = &inside[run(inside)..];
+                inside = &inside[inside.find('`').expect("a code span that does not end")..];
+            }
+            rest = &inside[length..];
+        }
+        words + rest
     }
 
     #[test]

@@ -57,24 +57,22 @@ fn subtitle(report: &Report<'_>) -> Line {
 
 fn losses(report: &Report<'_>) -> Vec<Block> {
     let capture = report.capture;
-    let probes: Vec<String> = capture
-        .meta
-        .losses
-        .iter()
-        .map(|(probe, causes)| format!("{} of {}", causes.len(), text::words(probe)))
-        .collect();
     let mut blocks = vec![Block::Section("losses", "What was lost")];
     let lost = report.losses();
     if lost.is_empty() {
-        blocks.push(Block::Paragraph(Line::text(format!(
-            "Nothing was lost. Causes that were counted, all at 0: {}.",
-            probes.join(", ")
-        ))));
+        let mut line = Line::text("Nothing was lost. Causes that were counted, all at 0: ");
+        for (at, (probe, causes)) in capture.meta.losses.iter().enumerate() {
+            let before = if at == 0 { "" } else { ", " };
+            line = line
+                .say(format!("{before}{} of ", causes.len()))
+                .name(text::words(probe));
+        }
+        blocks.push(Block::Paragraph(line.say(".")));
     } else {
         let rows = lost.iter().map(|(probe, cause, count)| {
             vec![
-                Cell::text(text::words(probe)),
-                Cell::text(text::words(cause)),
+                Cell::code(text::words(probe)),
+                Cell::code(text::words(cause)),
                 Cell::number(words::count(*count), *count as f64).tone(Tone::Warn),
             ]
         });
@@ -86,7 +84,7 @@ fn losses(report: &Report<'_>) -> Vec<Block> {
         }));
     }
     let profile = &capture.profile;
-    let mut lines = vec![Line::text(format!("Samples: {}.", text::account(profile)))];
+    let mut lines = vec![Line::text("Samples: ").name(text::account(profile))];
     let cut: Vec<String> = usage::cut(profile)
         .iter()
         .map(|(end, count)| format!("{} {}", text::words(end.name()), words::count(*count)))

@@ -7,7 +7,7 @@ use super::document::{Block, Cell, Column, Document, Inline, Line, Remark, Serie
 use crate::output::{escape, table::Tone};
 
 /// Columns of a name; what is longer loses its middle.
-const NAME: usize = 96;
+const NAME: usize = 160;
 /// Heights of a bar, from the lowest.
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Bars of a row; of a longer run each bar is the largest of several seconds.

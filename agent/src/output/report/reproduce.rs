@@ -43,20 +43,18 @@ fn facts(report: &Report<'_>) -> Vec<(&'static str, Line)> {
         ("kernel", Line::code(&meta.kernel)),
         (
             "sampled",
-            Line::text(format!(
-                "at {} Hz by {} on {} CPUs",
-                facts.frequency,
-                text::words(&facts.event),
-                facts.cpus
-            )),
+            Line::text(format!("at {} Hz by ", facts.frequency))
+                .name(&facts.event)
+                .say(format!(" on {} CPUs", facts.cpus)),
         ),
         (
             "started",
-            Line::code(&meta.started_at).say(format!(
-                ", for {}; ended: {}",
-                words::seconds(report.seconds()),
-                text::words(&meta.ended)
-            )),
+            Line::code(&meta.started_at)
+                .say(format!(
+                    ", for {}; ended: ",
+                    words::seconds(report.seconds())
+                ))
+                .name(text::words(&meta.ended)),
         ),
     ];
     rows.extend(target(&meta.target));

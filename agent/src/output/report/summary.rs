@@ -331,19 +331,14 @@ fn trust(report: &Report<'_>) -> Remark {
             let sum = lost
                 .iter()
                 .fold(0u64, |sum, (_, _, count)| sum.saturating_add(*count));
-            let causes = lost.iter().take(3).map(|(probe, cause, count)| {
-                format!(
-                    "{} {} {}",
-                    words::count(*count),
-                    text::words(probe),
-                    text::words(cause)
-                )
-            });
-            let causes: Vec<String> = causes.collect();
-            let more = if lost.len() > 3 { ", …" } else { "" };
-            Line::default()
-                .stress(format!("{} lost", words::count(sum)))
-                .say(format!(" ({}{more})", causes.join(", ")))
+            let mut line = Line::default().stress(format!("{} lost", words::count(sum)));
+            for (at, (probe, cause, count)) in lost.iter().take(3).enumerate() {
+                let before = if at == 0 { " (" } else { ", " };
+                line = line
+                    .say(format!("{before}{} ", words::count(*count)))
+                    .name(format!("{}: {}", text::words(probe), text::words(cause)));
+            }
+            line.say(if lost.len() > 3 { ", …)" } else { ")" })
         }
     };
     if let Some(stacks) = stacks {
