@@ -2,7 +2,8 @@
 
 use agent_ebpf::{
     Counter, DEFERRED_BUDGET, DEFERRED_FRAMES, DEFERRED_REFILL, DEFERRED_STACK_BYTES,
-    DeferredRecord, End, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, SampleRecord, StackRecord, record,
+    DeferredRecord, End, MAX_KERNEL_FRAMES, MAX_USER_FRAMES, RepeatRecord, SampleRecord,
+    StackRecord, record,
 };
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user, bpf_ringbuf_output,
@@ -11,7 +12,7 @@ use aya_ebpf::helpers::generated::{
 
 use crate::count;
 use crate::maps::{DEFERRED, EVENTS, SEEN, Scratch, config};
-use crate::stack::mask;
+use crate::stack::{mask, mix};
 
 /// Userspace looks at the ring by itself a few times a second; it is woken only when this many
 /// bytes wait.
@@ -61,24 +62,18 @@ pub fn wake_flags() -> u64 {
     }
 }
 
-/// Sends the stack in the scratch, or only its hash where it was sent before. A walk that came to
-/// code not known yet is sent with a copy of the stack.
+/// Sends the stack in the scratch, or only its hash where it was sent before, without the thread's
+/// names where they are those of the last time. A walk that came to code not known yet is sent with
+/// a copy of the stack.
 #[inline(always)]
 pub fn sample(slot: u32, scratch: &mut Scratch, hash: u64) -> bool {
     if is_pending(scratch) && may_defer() && deferred(slot, scratch) {
         return true;
     }
-    // SAFETY: only whether there is a value is looked at.
-    if unsafe { SEEN.get(hash) }.is_some() {
-        scratch.record.sample.kind = record::SAMPLE;
-        // SAFETY: the record is as long as that.
-        return unsafe {
-            output(
-                &raw const scratch.record.sample,
-                size_of::<SampleRecord>() as u64,
-                Wake::WhenFull,
-            )
-        };
+    let whose = whose(&scratch.record.sample);
+    if let Some(seen) = SEEN.get_ptr_mut(hash) {
+        // SAFETY: a value of the map; what another CPU writes at once is as true.
+        return unsafe { seen_before(&mut scratch.record.sample, whose, seen) };
     }
     scratch.record.user_frames = scratch.depth as u16;
     let size = size_of::<StackRecord>() as u64 + 8 * scratch.frames_len as u64;
@@ -89,8 +84,46 @@ pub fn sample(slot: u32, scratch: &mut Scratch, hash: u64) -> bool {
     let sent = unsafe { output(&raw const scratch.record, size, Wake::WhenFull) };
     if sent {
         // Only now: a hash that stands in the set promises that its stack has arrived.
-        let _ = SEEN.insert(hash, 1, 0);
+        let _ = SEEN.insert(hash, whose, 0);
         count(Counter::StacksSent, 1);
+    }
+    sent
+}
+
+/// A hash of process, thread and the thread's name.
+#[inline(always)]
+fn whose(sample: &SampleRecord) -> u64 {
+    let ids = (sample.tgid as u64) << 32 | sample.tid as u64;
+    // SAFETY: the name is sixteen bytes; it need not be aligned.
+    let [first, second] = unsafe { sample.thread.as_ptr().cast::<[u64; 2]>().read_unaligned() };
+    mix(mix(ids, first), second)
+}
+
+/// Sends a sample whose stack userspace has; `last` is whose it was the last time.
+///
+/// # Safety
+/// `last` points to a value of a map.
+#[inline(always)]
+unsafe fn seen_before(sample: &mut SampleRecord, whose: u64, last: *mut u64) -> bool {
+    // SAFETY: what the caller promises.
+    if sample.tid != 0 && unsafe { *last } == whose {
+        let repeat = RepeatRecord {
+            kind: record::REPEAT,
+            tid: sample.tid,
+            stack: sample.stack,
+        };
+        let size = size_of::<RepeatRecord>() as u64;
+        // SAFETY: the record is as long as that.
+        return unsafe { output(&raw const repeat, size, Wake::WhenFull) };
+    }
+    sample.kind = record::SAMPLE;
+    let size = size_of::<SampleRecord>() as u64;
+    // SAFETY: the record is as long as that.
+    let sent = unsafe { output(&raw const *sample, size, Wake::WhenFull) };
+    if sent {
+        // Only now: it promises that the names have arrived.
+        // SAFETY: what the caller promises.
+        unsafe { *last = whose };
     }
     sent
 }

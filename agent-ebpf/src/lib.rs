@@ -216,7 +216,22 @@ pub mod record {
     pub const TCP_REQUESTS: u32 = 10;
     /// [`crate::StackRecord`] followed by its frames: the stack of a failing system call.
     pub const SYSCALL_STACK: u32 = 9;
+    /// [`crate::RepeatRecord`].
+    pub const REPEAT: u32 = 11;
 }
+
+/// A sample in all like the last of this thread with this stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RepeatRecord {
+    /// [`record::REPEAT`].
+    pub kind: u32,
+    /// As [`SampleRecord::tid`], not 0.
+    pub tid: u32,
+    /// As [`SampleRecord::stack`].
+    pub stack: u64,
+}
+const _: () = assert!(size_of::<RepeatRecord>() == 16);
 
 /// A sample whose stack was sent before.
 #[repr(C)]

@@ -28,9 +28,10 @@ pub static TABLES: ArrayOfMaps<Array<Block, 1, INNER_MAP>, { MAX_TABLES as usize
 #[btf_map]
 pub static EVENTS: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
 
-/// Hashes of the stacks that userspace has already received.
+/// Hashes of the stacks that userspace has already received, each with a hash of whose it was the
+/// last time.
 #[btf_map]
-pub static SEEN: LruHashMap<u64, u32, { MAX_SEEN_STACKS as usize }> = LruHashMap::new();
+pub static SEEN: LruHashMap<u64, u64, { MAX_SEEN_STACKS as usize }> = LruHashMap::new();
 
 /// One `u64` for each [`Counter`].
 #[btf_map]

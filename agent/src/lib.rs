@@ -3,9 +3,10 @@
 //! The data's way, from the command line down; imports point the same way:
 //!
 //! - [`cli`]: arguments as typed, what they mean, the run; the only place that prints;
-//! - [`output`]: the model as SVG, folded stacks, JSON, or a summary. Sees [`profile`] only;
+//! - [`recorder`]: a run under way: records of the probes into the models of a moment;
 //! - [`bundle`]: a capture as one zip file, and back;
-//! - [`capture`]: what all probes saw at the same time;
+//! - [`output`]: the models as SVG, folded stacks, JSON, pages, or a summary;
+//! - [`capture`]: the model of what all probes saw at the same time;
 //! - [`naming`]: raw samples into the model, each distinct address named once;
 //! - [`probe`]: one file for each kernel probe: attach, decode;
 //! - [`session`]: loads the bytecode, follows processes and their mappings, drains the ring buffer.
@@ -27,8 +28,10 @@ pub mod bundle;
 pub mod calendar;
 pub mod capture;
 pub mod cli;
+pub mod diff;
 pub mod elf;
 mod gopclntab;
+pub mod input;
 pub mod naming;
 pub mod output;
 pub mod preflight;

@@ -8,7 +8,7 @@ use agent::cli::destination::{Destination, Target};
 use agent::cli::generate::ManError;
 use agent::cli::launch::LaunchError;
 use agent::cli::spec::SpecError;
-use agent::cli::{Exit, generate, profile, record, report, serve, syscalls, tcp};
+use agent::cli::{Exit, diff, generate, profile, record, report, serve, syscalls, tcp};
 use agent::output::escape;
 use agent::preflight;
 use clap::Parser;
@@ -62,6 +62,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             report::run(report_args.resolve()?, args.verbosity)?;
             Ok(Exit::Ok.code())
         }
+        Command::Diff(diff_args) => diff::run(&diff_args.resolve()?, args.verbosity),
         Command::Serve(serve_args) => {
             let spec = serve_args.resolve()?;
             runtime()?.block_on(serve::run(spec, args.verbosity))

@@ -86,6 +86,7 @@ pub struct Recorder {
     kept: Duration,
     /// When the next interval is over, since the begin.
     next: Duration,
+    /// Zero until the end.
     duration: Duration,
 }
 
@@ -106,9 +107,10 @@ impl Recorder {
         options: &Options,
         first: view::Target,
     ) -> Result<Self, Error> {
-        let mut tcp = Tcp::attach(session, first)?;
         let mut syscalls = Syscalls::attach(session, &options.syscalls)?;
         session.tables_ready().await;
+        // What comes between a probe and the clock is counted too: the busiest probe comes late.
+        let mut tcp = Tcp::attach(session, first)?;
         let cpu = Cpu::attach(session, options.frequency)?;
         syscalls.begin_at(process::monotonic_ns());
         tcp.begin_at(cpu.begin());
@@ -177,7 +179,9 @@ impl Recorder {
 
     fn interval(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.kept = self.begin().elapsed();
-        self.usage.look(pids(session));
+        if self.duration.is_zero() {
+            self.usage.look(pids(session));
+        }
         self.tcp.look(session)?;
         session.drain(&mut |bytes, targets| self.take(bytes, targets));
         let budget = &mut self.budget;
@@ -198,12 +202,13 @@ impl Recorder {
     /// # Errors
     /// When the kernel's iterator cannot be run.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
+        self.usage.look(pids(session));
         self.duration = self.cpu.detach(session)?;
+        self.tcp.detach(session)?;
+        self.syscalls.detach(session)?;
         if self.duration >= self.kept + SHORTEST {
             self.interval(session)?;
         }
-        self.syscalls.detach(session)?;
-        self.tcp.detach(session)?;
         session.drain(&mut |bytes, targets| self.take(bytes, targets));
         let document = self.tcp.last(session, rows::all)?;
         session

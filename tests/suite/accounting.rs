@@ -94,7 +94,9 @@ fn the_frequency_is_what_was_asked_for() {
     let _alone = alone();
     let targets = busy_cpus();
     let target = &targets[0];
-    for frequency in [49, 499] {
+    // A clock of 499 Hz is more than an emulated machine keeps up with on a loaded host.
+    let frequencies: &[u64] = if in_vm() { &[49] } else { &[49, 499] };
+    for &frequency in frequencies {
         let arguments = [
             "--pid",
             &target.pid().to_string(),

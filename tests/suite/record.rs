@@ -139,7 +139,8 @@ fn all_probes_see_a_busy_redis_by_one_clock() {
         .sum();
     let all = number(&last["sums"]["requests"]);
     assert!(all > 1000.0, "{last}");
-    assert!((all - requests).abs() <= all * 0.02, "{all} {requests}");
+    // What came within the last tenth of a second is in no interval.
+    assert!((all - requests).abs() <= all * 0.05, "{all} {requests}");
     assert_eq!(last["connections"].as_array().unwrap().len(), 20);
     let remote = &last["remotes"][0];
     assert_eq!(number(&remote["requests"]), all, "{remote}");

@@ -140,6 +140,39 @@ fn the_page_works_and_asks_for_nothing() {
     assert_quiet(&mut browser);
 }
 
+/// As GitHub and ticket systems show it: as an image, in which no script runs.
+#[test]
+fn the_flame_graph_reads_as_an_image() {
+    if host_only("Chromium is not on the machine") {
+        return;
+    }
+    let _alone = alone();
+    let recorded = redis_bundle();
+    let finished = report(&recorded.path("incident.zip"))
+        .args(["-o", "flame.svg"])
+        .run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let page = finished.path("image.html");
+    std::fs::write(&page, "<body><img src=\"flame.svg\">").unwrap();
+    let mut browser = Browser::start();
+    browser.open_file(&page);
+    browser.await_true("document.images[0].complete");
+    let size =
+        browser.evaluate("[document.images[0].naturalWidth, document.images[0].naturalHeight]");
+    assert!(size[0] == 1200 && size[1].as_u64().unwrap() > 300, "{size}");
+    picture(&mut browser, "flame-image.png");
+    // The names stand in it without any script.
+    let svg = finished.text("flame.svg");
+    let names: Vec<&str> = svg
+        .split("<text ")
+        .skip(1)
+        .filter_map(|text| text.split('>').nth(1)?.split('<').next())
+        .collect();
+    for name in ["aeMain", "main", "redis-server"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+}
+
 #[test]
 fn names_of_the_target_do_nothing() {
     let _alone = alone();

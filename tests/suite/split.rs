@@ -2,13 +2,15 @@
 
 use crate::harness::{Agent, Profile, Target, alone, in_vm};
 
-/// Fails unless each function's self time is within two percentage points of its share.
+/// Fails unless each function's self time is within two percentage points of its share. In an
+/// emulated machine there are fewer samples, which chance alone moves by as much: there four.
 fn assert_split(profile: &Profile) {
+    let tolerance = if in_vm() { 0.04 } else { 0.02 };
     for (function, share) in [("half", 0.5), ("third", 0.3), ("fifth", 0.2)] {
         let measured = profile.self_share(function);
         let off = (measured - share).abs();
         assert!(
-            off <= 0.02,
+            off <= tolerance,
             "{function}: {measured:.4} instead of {share}\n{}",
             profile.explain()
         );

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::diff_args::DiffArgs;
 use super::profile_args::ProfileArgs;
 use super::record_args::RecordArgs;
 use super::report_args::ReportArgs;
@@ -49,6 +50,8 @@ pub enum Command {
     Record(RecordArgs),
     /// Take reports and files of any format out of a bundle
     Report(ReportArgs),
+    /// Compare two captures: which functions grew, which shrank, and whether that is noise
+    Diff(DiffArgs),
     /// Show all three of the last seconds on a live page, and metrics for Prometheus
     Serve(ServeArgs),
     /// Print the completions for a shell

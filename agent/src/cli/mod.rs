@@ -6,6 +6,8 @@
 
 pub mod args;
 pub mod destination;
+pub mod diff;
+pub mod diff_args;
 pub mod generate;
 pub mod launch;
 pub mod profile;

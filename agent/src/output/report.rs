@@ -4,9 +4,13 @@
 //! [`content`] makes of the findings.
 
 mod content;
+mod cpu;
+pub mod diff;
 mod document;
 mod html;
 mod markdown;
+mod reproduce;
+mod seconds;
 mod sections;
 mod summary;
 mod words;
@@ -25,7 +29,7 @@ pub fn markdown(capture: &Capture) -> String {
 /// The data of the flame graph cannot be serialized, which is a bug.
 pub fn html(capture: &Capture) -> serde_json::Result<String> {
     let document = content::document(&Report::new(capture));
-    html::render(&document, &capture.profile)
+    html::render(&document, Some(&capture.profile))
 }
 
 #[cfg(test)]

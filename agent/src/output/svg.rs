@@ -19,8 +19,11 @@ const WIDTH: usize = 1200;
 /// Height added below inferno's picture, in pixels.
 const FOOTER: usize = 44;
 /// Frames narrower than this, in percent of the whole, are not drawn: about a pixel on a wide
-/// screen, and megabytes of them in a long run. The other formats have them.
-const MIN_WIDTH_PERCENT: f64 = 0.05;
+/// screen, and megabytes of them in a long run. The other formats have them. The first width that
+/// makes the picture small enough is taken, or the last.
+const MIN_WIDTH_PERCENT: [f64; 7] = [0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0];
+/// Most bytes of a picture: ticket systems show larger ones as files only.
+const MOST_BYTES: usize = 1_000_000;
 const BACKGROUND: &str = "#f8f8f8";
 
 /// The profile as a flame graph.
@@ -47,15 +50,32 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
         lines.push(line);
     }
 
+    let mut svg = Vec::new();
+    for min_width in MIN_WIDTH_PERCENT {
+        svg = draw(profile, &lines, &mut palette, min_width)?;
+        if svg.len() <= MOST_BYTES {
+            break;
+        }
+    }
+    Ok(svg)
+}
+
+/// The picture of these folded stacks without the frames narrower than `min_width` percent.
+fn draw(
+    profile: &Profile,
+    lines: &[String],
+    palette: &mut PaletteMap,
+    min_width: f64,
+) -> io::Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title(profile);
     options.subtitle = Some(subtitle(profile));
     if text::is_counted(profile) {
         options.count_name = "failures".to_owned();
     }
-    options.palette_map = Some(&mut palette);
+    options.palette_map = Some(palette);
     options.bgcolors = Some(BackgroundColor::Flat(Color::new(0xf8, 0xf8, 0xf8)));
-    options.min_width = MIN_WIDTH_PERCENT;
+    options.min_width = min_width;
     options.text_truncate_direction = TextTruncateDirection::Right;
     // The paths are sorted frame by frame, which keeps every frame in one piece; sorting whole
     // lines would not (` ` and `(` sort before `;`). In this mode inferno takes the lines as they
@@ -68,7 +88,7 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
         &mut svg,
     )?;
     let svg = String::from_utf8(svg).map_err(|error| io::Error::other(error.utf8_error()))?;
-    decorate(&svg, profile)
+    decorate(&svg, profile, min_width)
         .map(String::into_bytes)
         .ok_or_else(|| io::Error::other("the flame graph has an unexpected head"))
 }
@@ -128,7 +148,7 @@ fn subtitle(profile: &Profile) -> String {
 }
 
 /// What stands in the file for readers of its source and for assistive technology.
-fn description(profile: &Profile) -> String {
+fn description(profile: &Profile, min_width: f64) -> String {
     let facts = &profile.facts;
     let mut lines = vec![
         text::sampled(profile),
@@ -139,7 +159,7 @@ fn description(profile: &Profile) -> String {
         },
         format!("command line: {}", facts.command_line.join(" ")),
         format!("ended: {}", facts.ended),
-        format!("frames narrower than {MIN_WIDTH_PERCENT} % are not drawn"),
+        format!("frames narrower than {min_width} % are not drawn"),
     ];
     if let Some(complete) = text::complete_percent(profile) {
         lines.push(format!(
@@ -157,11 +177,11 @@ fn description(profile: &Profile) -> String {
     lines.join("\n")
 }
 
-fn head(profile: &Profile) -> String {
+fn head(profile: &Profile, min_width: f64) -> String {
     format!(
         "<title>{}</title><desc>{}</desc>",
         escape::xml(&title(profile)),
-        description(profile)
+        description(profile, min_width)
     )
 }
 
@@ -201,7 +221,7 @@ fn footer(profile: &Profile, top: usize) -> String {
 }
 
 /// Adds title, description and footer to inferno's picture; `None` if it does not look like one.
-fn decorate(svg: &str, profile: &Profile) -> Option<String> {
+fn decorate(svg: &str, profile: &Profile, min_width: f64) -> Option<String> {
     let open = svg.find("<svg ")?;
     let close = open + svg.get(open..)?.find('>')? + 1;
     let end = svg.rfind("</svg>")?;
@@ -219,7 +239,7 @@ fn decorate(svg: &str, profile: &Profile) -> Option<String> {
     Some(format!(
         "{}{tag}{}{}{}{}\n",
         svg.get(..open)?,
-        head(profile),
+        head(profile, min_width),
         svg.get(close..end)?,
         footer(profile, height),
         svg.get(end..)?,
@@ -239,7 +259,7 @@ fn empty(profile: &Profile) -> String {
         r#"<?xml version="1.0" standalone="no"?>
 <svg version="1.1" width="{WIDTH}" height="{total}" viewBox="0 0 {WIDTH} {total}" xmlns="http://www.w3.org/2000/svg">{}<style type="text/css">text {{ font-family:monospace; font-size:12px }}</style><rect width="100%" height="100%" fill="{BACKGROUND}"/><text x="50%" y="24" text-anchor="middle" style="font-size:17px">{}</text><text x="50%" y="48" text-anchor="middle">{}</text><text x="50%" y="80" text-anchor="middle" style="font-size:15px">{message}</text>{}</svg>
 "#,
-        head(profile),
+        head(profile, MIN_WIDTH_PERCENT[0]),
         escape::xml(&title(profile)),
         escape::xml(&subtitle(profile)),
         footer(profile, height),
@@ -322,6 +342,28 @@ mod tests {
             1,
             "{svg}"
         );
+    }
+
+    #[test]
+    fn a_picture_stays_small() {
+        // Eight thousand stacks that share little.
+        let mut profile = fixture::empty();
+        for stack in 0..8_000_u64 {
+            let frames: Vec<_> = (0..24)
+                .map(|depth| {
+                    let name = format!(
+                        "handler_{}_of_a_large_program",
+                        (stack >> (depth / 2)) % 977
+                    );
+                    fixture::user("server", &name, depth)
+                })
+                .collect();
+            fixture::push(&mut profile, &frames, agent_ebpf::End::Root, 1);
+        }
+        let svg = text_of(&profile);
+        assert!(svg.len() <= MOST_BYTES, "{}", svg.len());
+        assert!(svg.contains("are not drawn") && !svg.contains("narrower than 0.05 %"));
+        elements(&svg);
     }
 
     #[test]

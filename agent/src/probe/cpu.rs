@@ -174,6 +174,8 @@ pub struct Samples {
     /// Interned names.
     pub names: Vec<String>,
     name_ids: HashMap<String, u32>,
+    /// Whose the last sample of a stack and a thread was: the process's id and the thread's name.
+    last: HashMap<(u64, u32), (u32, u32)>,
     /// Samples whose record could not be read or whose stack never came.
     pub undecoded: u64,
     begin: Instant,
@@ -188,6 +190,7 @@ impl Samples {
             counts: HashMap::new(),
             names: Vec::new(),
             name_ids: HashMap::new(),
+            last: HashMap::new(),
             undecoded: 0,
             begin,
             seconds: Vec::new(),
@@ -268,9 +271,14 @@ impl Samples {
 
     fn decode(&mut self, bytes: &[u8], targets: &Targets) -> Option<()> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let kind = word(0)?;
-        let (tgid, tid) = (word(4)?, word(8)?);
-        let stack = u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?);
+        if kind == record::REPEAT {
+            let (tid, stack) = (word(4)?, long(8)?);
+            let &(tgid, thread) = self.last.get(&(stack, tid))?;
+            return self.count(tgid, tid, thread, stack, targets);
+        }
+        let (tgid, tid, stack) = (word(4)?, word(8)?, long(16)?);
         let thread = bytes.get(24..size_of::<SampleRecord>())?;
         let thread = thread.split(|&byte| byte == 0).next()?;
         match kind {
@@ -281,20 +289,31 @@ impl Samples {
             record::SAMPLE if self.stacks.contains_key(&stack) => {}
             _ => return None,
         }
+        let thread = self.name(&String::from_utf8_lossy(thread));
+        self.last.insert((stack, tid), (tgid, thread));
+        self.count(tgid, tid, thread, stack, targets)
+    }
+
+    /// Counts a sample of a thread with this name.
+    fn count(
+        &mut self,
+        tgid: u32,
+        tid: u32,
+        thread: u32,
+        stack: u64,
+        targets: &Targets,
+    ) -> Option<()> {
         let process = targets.find(tgid)?;
         let tracked = targets.list().get(process)?;
         let comm = self.name(&tracked.comm);
-        let thread = self.name(&String::from_utf8_lossy(thread));
-        *self
-            .counts
-            .entry(Key {
-                process,
-                tid,
-                comm,
-                thread,
-                stack,
-            })
-            .or_default() += 1;
+        let key = Key {
+            process,
+            tid,
+            comm,
+            thread,
+            stack,
+        };
+        *self.counts.entry(key).or_default() += 1;
         self.count_second(self.begin.elapsed().as_secs());
         Some(())
     }

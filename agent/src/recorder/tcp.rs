@@ -105,7 +105,9 @@ impl Tcp {
     /// makes its rows.
     pub fn interval(&mut self, session: &Attached, list: impl List) -> Document {
         self.connections.take_waiting();
-        self.skipped = probe::skipped(session);
+        if self.ended.is_none() {
+            self.skipped = probe::skipped(session);
+        }
         let elapsed = self.elapsed();
         let span = Span::Interval(elapsed.saturating_sub(self.shown).as_secs_f64());
         let document = self.document(session, span, list);

@@ -71,7 +71,7 @@ pub fn standing_out(values: &[Option<f64>], kind: Kind) -> Vec<Moment> {
 }
 
 /// The median; 0 of nothing.
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     let at = |index: usize| values.get(index).copied().unwrap_or(0.0);

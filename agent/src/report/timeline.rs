@@ -1,5 +1,7 @@
 //! The run second by second, and the seconds that stand out.
 
+use std::collections::BTreeMap;
+
 use super::moments::{self, Kind, Moment};
 use super::seconds;
 use crate::capture::Capture;
@@ -204,18 +206,23 @@ fn requests(
 }
 
 fn failures(capture: &Capture, length: usize) -> Vec<Option<f64>> {
-    let (mut begin, mut before) = (0.0, 0u64);
+    let mut begin = 0.0;
+    // A report of an interval has only the rows in which something happened.
+    let mut before: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     let pieces: Vec<Piece> = capture
         .syscall_intervals()
         .map(|report| {
-            let count = super::failing(&report.errors)
-                .iter()
-                .fold(0u64, |sum, row| sum.saturating_add(row.count));
+            let new = super::failing(&report.errors).into_iter().map(|row| {
+                let key = (row.failure.syscall.as_str(), row.failure.errno.as_str());
+                let until = before.insert(key, row.count).unwrap_or(0);
+                row.count.saturating_sub(until)
+            });
+            let count = new.fold(0, u64::saturating_add);
             let end = report.elapsed_s;
             Piece {
                 begin: std::mem::replace(&mut begin, end),
                 end,
-                count: count.saturating_sub(std::mem::replace(&mut before, count)),
+                count,
                 measure: None,
             }
         })
@@ -260,6 +267,18 @@ mod tests {
         let pieces = [piece(5.0, 1.0), piece(-1e300, 1e300), piece(3.0, 3.0)];
         assert_eq!(by_second(&pieces, 2).0.len(), 2);
         assert!(by_second(&pieces, 0).0.is_empty());
+    }
+
+    #[test]
+    fn a_failure_that_is_not_in_every_report_counts_once() {
+        let mut capture = fixture::capture::capture();
+        for report in capture.syscalls.iter_mut().take(20).skip(10) {
+            report.errors.retain(|row| row.errno != "ENOENT");
+        }
+        let row = Timeline::new(&capture).failures;
+        let sum: f64 = row.iter().flatten().sum();
+        assert!((sum - 30.0 * 13.0).abs() < 0.01, "{row:?}");
+        assert_eq!((row[10], row[20]), (Some(0.0), Some(11.0 * 13.0)));
     }
 
     #[test]

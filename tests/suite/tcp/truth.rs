@@ -19,8 +19,9 @@ fn latency_is_what_the_client_sees() {
         let ours = only(&document, client.pid(), "client");
         assert_eq!(ours["requests"], count, "{ours}");
         // What the client itself takes between its clock and its calls is not the agent's to see.
-        let slack = if in_vm() { 1000.0 } else { 50.0 };
-        for (name, seen) in ["p50", "p90"].iter().zip(&times) {
+        // An emulated one is interrupted there for milliseconds in many requests, but not in most.
+        let (slack, compared) = if in_vm() { (1000.0, 1) } else { (50.0, 2) };
+        for (name, seen) in ["p50", "p90"].iter().zip(&times).take(compared) {
             let found = number(&ours["latency_us"][name]);
             assert!(
                 (found - seen).abs() <= f64::max(seen * 0.02, slack),

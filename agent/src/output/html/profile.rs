@@ -143,7 +143,7 @@ fn row(hot: &Hot, samples: u64) -> String {
     let share = |part: u64| {
         let percent = text::percent(part, samples).unwrap_or(0.0);
         format!(
-            r#"<td class="number" data-sort-value="{part}" title="{part} samples">{percent:.2} %</td>"#
+            r#"<td class="number" data-sort-value="{part}" title="{part} of {samples}">{percent:.2} %</td>"#
         )
     };
     let name = escape::xml(&hot.name);

@@ -1,14 +1,10 @@
 //! What stands in a report, in its order: the document of a capture's findings.
 
-use super::document::{Block, Cell, Document, Line, Series, Table, names, numbers};
-use super::{sections, summary, words};
+use super::document::{Block, Cell, Document, Line, Table, names, numbers};
+use super::{cpu, reproduce, seconds, sections, summary, words};
 use crate::output::table::Tone;
 use crate::output::text;
-use crate::report::timeline::Subject;
 use crate::report::{Report, usage};
-
-/// Moments listed.
-const MOMENTS: usize = 12;
 
 /// The whole report.
 pub(super) fn document(report: &Report<'_>) -> Document {
@@ -19,14 +15,14 @@ pub(super) fn document(report: &Report<'_>) -> Document {
         words::seconds(report.seconds())
     ));
     let parts = [
-        timeline(report),
+        seconds::timeline(report),
         sections::used(report),
         sections::requests(report),
-        sections::cpu(report),
+        cpu::cpu(report),
         sections::connections(report),
         sections::failures(report),
         losses(report),
-        reproduce(report),
+        reproduce::reproduce(report),
     ];
     Document {
         title: title.name(&meta.host),
@@ -57,68 +53,6 @@ fn subtitle(report: &Report<'_>) -> Line {
         many => format!(", {many} processes"),
     };
     line.say(format!("{processes}{ended}"))
-}
-
-fn timeline(report: &Report<'_>) -> Vec<Block> {
-    let mut series = Vec::new();
-    let mut moments = Vec::new();
-    for subject in Subject::ALL {
-        let values = report.timeline.row(subject);
-        if values.iter().all(Option::is_none) {
-            continue;
-        }
-        let found = report.timeline.moments(subject);
-        series.push(Series {
-            title: words::subject(subject),
-            values: values.to_vec(),
-            show: words::subject_value(subject),
-            marked: found.iter().map(|moment| moment.second).collect(),
-        });
-        moments.extend(found.into_iter().map(|moment| (subject, moment)));
-    }
-    if series.is_empty() {
-        return Vec::new();
-    }
-    let mut blocks = vec![
-        Block::Section("timeline", "Second by second"),
-        Block::Timeline(series),
-    ];
-    moments.sort_by(|a, b| b.1.weight().total_cmp(&a.1.weight()));
-    let all = moments.len();
-    moments.truncate(MOMENTS);
-    moments.sort_by_key(|(_, moment)| moment.second);
-    let rows = moments.iter().map(|(subject, moment)| {
-        let show = words::subject_value(*subject);
-        vec![
-            Cell::number(format!("{} s", moment.second), moment.second as f64),
-            Cell::text(words::subject(*subject)),
-            Cell::number(show(moment.value), moment.value).tone(Tone::Warn),
-            Cell::number(show(moment.median), moment.median),
-        ]
-    });
-    let rule = "A second stands out if it is further from the median of all seconds than five \
-                scaled MADs (1.4826 × the median absolute deviation), a third of the median, and \
-                for counts four times the median's root.";
-    if all == 0 {
-        blocks.push(Block::Note(Line::text(format!(
-            "No second stands out. {rule}"
-        ))));
-    } else {
-        let columns = vec![
-            numbers("after", "time since the start of the capture"),
-            names("what", ""),
-            numbers("was", ""),
-            numbers("usual", "the median of all seconds"),
-        ];
-        blocks.push(Block::Table(Table {
-            columns,
-            rows: rows.collect(),
-            short: MOMENTS,
-            all,
-        }));
-        blocks.push(Block::Note(Line::text(rule)));
-    }
-    blocks
 }
 
 fn losses(report: &Report<'_>) -> Vec<Block> {
@@ -171,84 +105,4 @@ fn losses(report: &Report<'_>) -> Vec<Block> {
     }
     blocks.push(Block::List(lines));
     blocks
-}
-
-fn reproduce(report: &Report<'_>) -> Vec<Block> {
-    let meta = &report.capture.meta;
-    let facts = &report.capture.profile.facts;
-    let mut rows = vec![
-        ("agent", Line::code(&meta.agent_version)),
-        ("kernel", Line::code(&meta.kernel)),
-        (
-            "sampled",
-            Line::text(format!(
-                "at {} Hz by {} on {} CPUs",
-                facts.frequency,
-                text::words(&facts.event),
-                facts.cpus
-            )),
-        ),
-        (
-            "started",
-            Line::code(&meta.started_at).say(format!(
-                ", for {}; ended: {}",
-                words::seconds(report.seconds()),
-                text::words(&meta.ended)
-            )),
-        ),
-    ];
-    if let Some(exe) = &meta.target.exe {
-        rows.push(("program", Line::code(exe)));
-    }
-    if let Some(command) = &meta.target.command_line {
-        rows.push(("its command line", Line::code(command_line(command))));
-    }
-    if let Some(container) = &meta.target.container {
-        rows.push(("container", Line::code(&container.id)));
-        if let Some(image) = &container.image {
-            rows.push(("image", Line::code(image)));
-        }
-    }
-    if !meta.hooks.is_empty() {
-        rows.push(("connections seen by", Line::code(meta.hooks.join(", "))));
-    }
-    let cost = &meta.cost;
-    rows.push((
-        "the agent took",
-        Line::text(format!(
-            "{:.2} s CPU ({} of one), {} at its peak",
-            cost.cpu_seconds,
-            words::share(cost.cpu_seconds / report.seconds()),
-            words::megabytes(cost.peak_rss_bytes)
-        )),
-    ));
-    let rows: Vec<Vec<Cell>> = rows
-        .into_iter()
-        .map(|(what, line)| vec![Cell::text(what), line.into()])
-        .collect();
-    let all = rows.len();
-    vec![
-        Block::Section("reproduce", "How to reproduce"),
-        Block::Table(Table {
-            columns: vec![names("", ""), names("", "")],
-            rows,
-            short: all,
-            all,
-        }),
-        Block::Paragraph(Line::text(
-            "The capture, and what can be taken out of its bundle:",
-        )),
-        Block::Commands(vec![
-            command_line(&meta.command_line),
-            "agent report incident.zip -o report.html    # or report.md, flame.svg".to_owned(),
-            "agent report incident.zip -o profile.pb.gz && go tool pprof profile.pb.gz".to_owned(),
-            "agent report incident.zip -o connections.json -o syscalls.json -o meta.json"
-                .to_owned(),
-        ]),
-    ]
-}
-
-fn command_line(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|word| words::shell(word)).collect();
-    words.join(" ")
 }

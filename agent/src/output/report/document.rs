@@ -5,6 +5,7 @@
 //! them safe.
 
 use crate::output::table::Tone;
+use crate::report::moments;
 
 /// A piece of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,10 +172,9 @@ pub(super) struct Series {
 impl Series {
     /// The median and the largest of the values, for people; `None` without values.
     pub(super) fn spread(&self) -> Option<(String, String)> {
-        let mut values: Vec<f64> = self.values.iter().flatten().copied().collect();
-        values.sort_by(f64::total_cmp);
-        let (median, max) = (values.get(values.len() / 2)?, values.last()?);
-        Some(((self.show)(*median), (self.show)(*max)))
+        let values: Vec<f64> = self.values.iter().flatten().copied().collect();
+        let max = values.iter().copied().reduce(f64::max)?;
+        Some(((self.show)(moments::median(values)), (self.show)(max)))
     }
 
     /// The largest value, 0 without any.
@@ -204,6 +204,8 @@ pub(super) enum Block {
     Tree(Vec<(usize, Line)>),
     /// The flame graph, where it can be shown.
     Flame,
+    /// A picture in SVG, made safe, where it can be shown.
+    Picture(String),
     /// Lines for a shell.
     Commands(Vec<String>),
 }

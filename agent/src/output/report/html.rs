@@ -18,11 +18,11 @@ const BARS: usize = 300;
 /// Width of a bar with the gap to the next, and height of a chart, in units of its picture.
 const BAR: (usize, usize) = (10, 100);
 
-/// The report.
+/// The report. The profile is that of its flame graph, if it has one.
 ///
 /// # Errors
 /// The data of the flame graph cannot be serialized, which is a bug.
-pub(super) fn render(document: &Document, profile: &Profile) -> serde_json::Result<String> {
+pub(super) fn render(document: &Document, profile: Option<&Profile>) -> serde_json::Result<String> {
     let title: String = document
         .title
         .0
@@ -32,11 +32,7 @@ pub(super) fn render(document: &Document, profile: &Profile) -> serde_json::Resu
         })
         .collect();
     let mut page = Page::new(&title).tables().style(include_str!("report.css"));
-    if document
-        .blocks
-        .iter()
-        .any(|block| matches!(block, Block::Flame))
-    {
+    if let Some(profile) = profile {
         page = page.flame().data("profile", &flame::Data::new(profile))?;
     }
     let page = page
@@ -124,6 +120,7 @@ fn blocks(blocks: &[Block]) -> String {
                 "<div id=\"flame\"><noscript><p>The flame graph needs JavaScript; all else here does \
                  not. <code>flame.svg</code> shows it without.</p></noscript></div>"
             ),
+            Block::Picture(svg) => writeln!(out, "<div class=\"scroll\">{svg}</div>"),
             Block::Commands(commands) => {
                 let lines: Vec<String> = commands.iter().map(|text| escape::xml(text)).collect();
                 writeln!(out, "<pre>{}</pre>", lines.join("\n"))

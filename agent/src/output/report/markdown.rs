@@ -34,7 +34,7 @@ fn block(block: &Block) -> Option<String> {
         Block::Table(content) => table(content),
         Block::Timeline(series) => timeline(series),
         Block::Tree(lines) => tree(lines),
-        Block::Flame => return None,
+        Block::Flame | Block::Picture(_) => return None,
         Block::Commands(commands) => fenced(commands),
     })
 }

@@ -1,11 +1,10 @@
-//! The sections with tables: what the target uses, serves and asks, and where its time goes.
+//! The sections with tables: what the target uses, serves and asks, and what of it fails.
 
 use super::document::{Block, Cell, Line, Table, names, numbers};
 use super::words;
-use crate::output::summary as functions;
 use crate::output::table::Tone;
-use crate::output::text;
 use crate::report::Report;
+use crate::report::usage::Usage;
 use crate::syscalls::Failure;
 use crate::tcp::histogram::Quantiles;
 use crate::tcp::view::{RemoteRow, Row};
@@ -14,60 +13,17 @@ use crate::tcp::view::{RemoteRow, Row};
 const MOST: usize = 400;
 /// Rows that a table has where there is little room.
 const SHORT: usize = 10;
-/// Functions listed where there is room.
-const FUNCTIONS: usize = 100;
-/// Functions shown of a line of the tree: its first and its last ones.
-const PATH_ENDS: (usize, usize) = (3, 4);
 /// Arguments shown of a failing call.
 const ARGUMENTS: usize = 3;
 
-fn section(id: &'static str, title: &'static str) -> Block {
+/// The beginning of a section.
+pub(super) fn section(id: &'static str, title: &'static str) -> Block {
     Block::Section(id, title)
 }
 
 /// Utilisation, saturation and errors.
 pub(super) fn used(report: &Report<'_>) -> Vec<Block> {
-    let usage = &report.usage;
-    let mut rows = Vec::new();
-    let utilised = usage.cpus.map_or("idle".to_owned(), |cpus| {
-        let of = f64::from(usage.of.max(1));
-        format!(
-            "{} CPUs of {} ({})",
-            words::cpus(cpus),
-            usage.of,
-            words::share(cpus / of)
-        )
-    });
-    let waited = match (usage.waiting, usage.waiting_share()) {
-        (Some(waiting), Some(share)) => format!(
-            "{} threads runnable and waiting on average ({} of the time they wanted a CPU)",
-            words::cpus(waiting),
-            words::share(share)
-        ),
-        _ => "not known".to_owned(),
-    };
-    rows.push(vec![
-        Cell::text("CPU"),
-        Cell::text(utilised),
-        Cell::text(waited),
-        Cell::text(""),
-    ]);
-    for thread in usage.threads.iter().take(3) {
-        let tone = if thread.cpus >= 0.9 {
-            Tone::Warn
-        } else {
-            Tone::Normal
-        };
-        rows.push(vec![
-            Line::text("thread ")
-                .name(&thread.name)
-                .say(format!(" ({})", thread.tid))
-                .into(),
-            Cell::text(format!("{} of one CPU", words::share(thread.cpus))).tone(tone),
-            Cell::text(""),
-            Cell::text(""),
-        ]);
-    }
+    let mut rows = cpus(&report.usage);
     rows.push(network(report));
     rows.push(vec![
         Cell::text("system calls"),
@@ -93,6 +49,50 @@ pub(super) fn used(report: &Report<'_>) -> Vec<Block> {
             all,
         }),
     ]
+}
+
+/// The CPUs, and the busiest threads on them.
+fn cpus(usage: &Usage) -> Vec<Vec<Cell>> {
+    let utilised = usage.cpus.map_or("idle".to_owned(), |cpus| {
+        let of = f64::from(usage.of.max(1));
+        format!(
+            "{} CPUs of {} ({})",
+            words::cpus(cpus),
+            usage.of,
+            words::share(cpus / of)
+        )
+    });
+    let waited = match (usage.waiting, usage.waiting_share()) {
+        (Some(waiting), Some(share)) => format!(
+            "{} threads runnable and waiting on average ({} of the time they wanted a CPU)",
+            words::cpus(waiting),
+            words::share(share)
+        ),
+        _ => "not known".to_owned(),
+    };
+    let mut rows = vec![vec![
+        Cell::text("CPU"),
+        Cell::text(utilised),
+        Cell::text(waited),
+        Cell::text(""),
+    ]];
+    for thread in usage.threads.iter().take(3) {
+        let tone = if thread.cpus >= 0.9 {
+            Tone::Warn
+        } else {
+            Tone::Normal
+        };
+        rows.push(vec![
+            Line::text("thread ")
+                .name(&thread.name)
+                .say(format!(" ({})", thread.tid))
+                .into(),
+            Cell::text(format!("{} of one CPU", words::share(thread.cpus))).tone(tone),
+            Cell::text(""),
+            Cell::text(""),
+        ]);
+    }
+    rows
 }
 
 fn network(report: &Report<'_>) -> Vec<Cell> {
@@ -185,7 +185,8 @@ fn remotes(rows: &[&RemoteRow]) -> Block {
     )
 }
 
-fn table(
+/// A table of which `short` rows are shown where there is little room, of `all` that there are.
+pub(super) fn table(
     columns: Vec<super::document::Column>,
     rows: Vec<Vec<Cell>>,
     short: usize,
@@ -214,77 +215,6 @@ fn latencies(times: Option<Quantiles>) -> [Cell; 4] {
     };
     [times.p50, times.p90, times.p99, times.max]
         .map(|time| Cell::number(words::time(time), time).tone(words::latency_tone(time)))
-}
-
-/// Where the CPU time goes: paths, functions, the flame graph.
-pub(super) fn cpu(report: &Report<'_>) -> Vec<Block> {
-    let profile = &report.capture.profile;
-    let samples = profile.samples();
-    let mut blocks = vec![section("cpu", "Where the CPU time goes")];
-    if samples == 0 {
-        blocks.push(Block::Paragraph(Line::text(
-            "No sample was taken: the target was idle.",
-        )));
-        return blocks;
-    }
-    blocks.push(Block::Flame);
-    blocks.push(Block::Heading("Heaviest paths"));
-    let share = |part| {
-        let share = words::part_of(part, samples);
-        Cell::number(words::share(share), share)
-    };
-    let lines = report.paths.lines.iter().map(|branch| {
-        let share = words::share(words::part_of(branch.samples, samples));
-        let line = Line::default().stress(share).say(" ");
-        (branch.depth, line.then(path_line(report, &branch.frames)))
-    });
-    blocks.push(Block::Tree(lines.collect()));
-    blocks.push(Block::Note(Line::text(format!(
-        "Share of all samples in the last function of a line and below. A line goes on into the \
-         heaviest callee while that keeps three quarters of what the line began with; where the \
-         work divides, callees with at least {} % of all samples begin lines of their own.",
-        report.paths.smallest_percent
-    ))));
-    blocks.push(Block::Heading("Busiest functions"));
-    let hottest = functions::hottest(profile);
-    let rows = hottest.iter().take(FUNCTIONS).map(|hot| {
-        vec![
-            share(hot.self_samples),
-            share(hot.total_samples),
-            Cell::code(&hot.name),
-            Cell::code(&hot.module),
-        ]
-    });
-    let columns = vec![
-        numbers("self", "samples in the function itself"),
-        numbers("total", "and in what it called"),
-        names("function", ""),
-        names("module", ""),
-    ];
-    blocks.push(table(columns, rows.collect(), 15, hottest.len()));
-    blocks
-}
-
-fn path_line(report: &Report<'_>, frames: &[u32]) -> Line {
-    let (head, tail) = PATH_ENDS;
-    let names: Vec<String> = frames
-        .iter()
-        .filter_map(|&id| report.capture.profile.frames.get(id as usize))
-        .map(text::frame_name)
-        .collect();
-    let cut = names.len().saturating_sub(head + tail);
-    let mut line = Line::default();
-    for (at, name) in names.into_iter().enumerate() {
-        if cut > 1 && at == head {
-            line = line.say(format!(" › … {cut} more …"));
-        }
-        if cut > 1 && (head..head + cut).contains(&at) {
-            continue;
-        }
-        line = if at == 0 { line } else { line.say(" › ") };
-        line = line.name(name);
-    }
-    line
 }
 
 /// The slowest connections.

@@ -224,17 +224,17 @@ fn errors(report: &Report<'_>) -> Remark {
         line = line
             .say("connects to ")
             .name(most.remote.to_string())
-            .say(" fail: ")
+            .say(" fail with ")
             .name(most.error.clone())
-            .say(format!(" ({}). ", times(most.count)));
+            .say(format!(" ({}); ", times(most.count)));
     }
     let resets = report.resets();
     if resets > 0 {
         tone = if tone == Tone::Ok { Tone::Warn } else { tone };
-        line = line.say(format!("{}. ", words::counted(resets, "connection reset")));
+        line = line.say(format!("{}; ", words::counted(resets, "connection reset")));
     }
     let Some(worst) = report.failing.first() else {
-        line = line.say("No system call failed but in the way of ordinary work.");
+        line = line.say("no system call failed but in the way of ordinary work.");
         return remark("Errors", tone, line);
     };
     let often = report.failures() as f64 / report.seconds() >= OFTEN;

@@ -56,7 +56,7 @@ pub(super) fn part(part: Part) -> &'static str {
     match part {
         Part::Send => "sending",
         Part::Peer => "waiting for the peer",
-        Part::Service => "its own work",
+        Part::Service => "between reading and answering",
         Part::ReadDelay => "unread in the socket",
     }
 }
