@@ -357,6 +357,9 @@ impl Connections {
             entry.closed = true;
             entry.ended_in = self.interval;
             self.closed.push_back(key);
+            if self.endless.is_some() {
+                self.drop_closed();
+            }
         }
     }
 
@@ -459,18 +462,27 @@ impl Connections {
             endless::drop_old(&mut entry.recent, slices);
             !lost && !old
         });
-        while let Some(key) = self.closed.front()
-            && (self.closed.len() > endless::MAX_CLOSED || !self.entries.contains_key(key))
+        let entries = &self.entries;
+        self.closed.retain(|key| entries.contains_key(key));
+    }
+
+    /// In a run without an end: lists no more closed connections than may be, also within an interval.
+    fn drop_closed(&mut self) {
+        let slice = self.slice();
+        while self.closed.len() > endless::MAX_CLOSED
+            && let Some(key) = self.closed.pop_front()
         {
-            if let Some(key) = self.closed.pop_front()
-                && let Some(entry) = self.entries.remove(&key)
-            {
-                self.unlisted += 1;
-                let unlisted = Part {
-                    unlisted: 1,
-                    ..Part::default()
-                };
-                if let (Some(endless), Some(report)) = (&mut self.endless, &entry.report) {
+            let Some(mut entry) = self.entries.remove(&key) else {
+                continue;
+            };
+            self.unlisted += 1;
+            if let Some(endless) = &mut self.endless {
+                entry.sum_up(endless, slice);
+                if let Some(report) = &entry.report {
+                    let unlisted = Part {
+                        unlisted: 1,
+                        ..Part::default()
+                    };
                     endless.add(remote_key(&report.connection), slice, 0, &unlisted);
                 }
             }

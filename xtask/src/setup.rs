@@ -60,6 +60,7 @@ static PACKAGES: [(&str, &[&str]); 4] = [
             "elfutils",
             "iproute2",
             "nftables",
+            "prometheus",
         ],
     ),
 ];

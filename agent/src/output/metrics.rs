@@ -94,7 +94,7 @@ impl Text {
                 "agent_cpu_seconds_total",
                 "counter",
                 "CPU time that the agent has taken; its kernel programs run on its targets' time.",
-                metrics.cpu_seconds,
+                (metrics.cpu_seconds * 1e6).round() / 1e6,
             ),
             (
                 "agent_resident_memory_bytes",

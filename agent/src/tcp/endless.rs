@@ -16,7 +16,7 @@ pub(super) const SLICE: u64 = 5;
 /// Slices that are kept; with the one under way, more than a minute of intervals of a second.
 pub(super) const SLICES: u64 = 13;
 /// Closed connections that are listed.
-pub(super) const MAX_CLOSED: usize = 4096;
+pub(super) const MAX_CLOSED: usize = 1024;
 /// Looks after which a connection is forgotten that none has found: the record of its end was lost.
 pub(super) const MAX_MISSED: u64 = 120;
 /// Upper bounds of the buckets of [`Buckets`], in nanoseconds.
@@ -195,7 +195,10 @@ pub(super) fn drop_old<T>(recent: &mut VecDeque<(u64, T)>, slice: u64) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::super::view::Span;
+    use super::super::{Connections, Owner};
     use super::*;
+    use agent_ebpf::connection::{Report, role, what};
 
     fn part(values: &[u64]) -> Part {
         let mut part = Part::default();
@@ -250,5 +253,53 @@ mod tests {
         let count = |since| endless.since(since).next().unwrap().1.times.total.count();
         assert_eq!((count(38), count(0)), (2, SLICES));
         assert_eq!(endless.totals().next().unwrap().1.requests.count, 40);
+    }
+
+    fn closed(number: u64) -> Report {
+        let mut report = Report {
+            sock: number,
+            what: what::CLOSED,
+            ..Report::default()
+        };
+        let connection = &mut report.connection;
+        connection.tgid = 1;
+        connection.family = libc::AF_INET as u32;
+        connection.role = role::SERVER;
+        connection.resets_received = 1;
+        connection.batch.born = number;
+        report
+    }
+
+    #[test]
+    fn connections_that_come_and_go_are_counted_but_not_all_kept() {
+        let mut connections = Connections::endless();
+        let many = 3 * MAX_CLOSED as u64;
+        for second in 0..4 {
+            connections.begin_look();
+            for number in 0..many {
+                connections.report(&closed(second * many + number + 1), Owner::default());
+            }
+            assert_eq!(connections.entries.len(), MAX_CLOSED);
+            connections.end_interval();
+        }
+        let (slice, length) = connections.slice_before(60);
+        assert_eq!((slice, length), (0, 4));
+        let span = Span::Recent(slice, length as f64);
+        assert_eq!(connections.rows(span, 0).len(), MAX_CLOSED);
+        let remotes = connections.remotes(span, 0, |_| true);
+        assert_eq!(
+            (remotes[0].connections, remotes[0].resets),
+            (4 * many, 4 * many)
+        );
+        assert_eq!(connections.totals()[0].resets, 4 * many);
+        for _ in 0..SLICES * SLICE + 1 {
+            connections.begin_look();
+            connections.end_interval();
+        }
+        assert!(connections.entries.is_empty() && connections.closed.is_empty());
+        let (slice, length) = connections.slice_before(60);
+        let span = Span::Recent(slice, length as f64);
+        assert!(connections.remotes(span, 0, |_| true).is_empty());
+        assert_eq!(connections.totals()[0].resets, 4 * many);
     }
 }
