@@ -13,7 +13,7 @@ use super::serve_args::ServeArgs;
 use super::syscalls_args::SyscallsArgs;
 use super::tcp_args::TcpArgs;
 
-/// Shows where a running Linux process spends its time, without restarting it
+/// Shows where a running Linux process spends its time, which connections are slow, which calls fail
 #[derive(Debug, Parser)]
 #[command(
     name = "agent",
