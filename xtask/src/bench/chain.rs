@@ -1,7 +1,7 @@
 //! Speed with and without a tool, one after the other: bare, tool, bare, next tool, bare, …
 
 use super::machine::Scratch;
-use super::report::{median, spread};
+use super::report::{median, megabytes, spread};
 use super::tool::Tool;
 use anyhow::Result;
 use std::thread::sleep;
@@ -20,6 +20,8 @@ pub(crate) struct Row {
     rates: Vec<f64>,
     /// Its speeds divided by the mean of the bare ones before and after.
     pub(crate) ratios: Vec<f64>,
+    /// Peak resident set of its process, in bytes.
+    memory: Vec<f64>,
     /// Why it was given up.
     failure: Option<String>,
 }
@@ -52,8 +54,8 @@ pub(crate) fn run(
             if row.failure.is_some() || row.is_clear() {
                 continue;
             }
-            let rate = match under(tool, scratch, measure) {
-                Ok(rate) => rate,
+            let (rate, memory) = match under(tool, scratch, measure) {
+                Ok(found) => found,
                 Err(error) => {
                     row.failure = Some(format!("{error:#}"));
                     continue;
@@ -62,6 +64,7 @@ pub(crate) fn run(
             sleep(REST);
             let after = measure()?;
             row.rates.push(rate);
+            row.memory.push(memory);
             row.ratios.push(rate / ((before + after) / 2.0));
             bare.push(after);
             before = after;
@@ -70,11 +73,16 @@ pub(crate) fn run(
     Ok(Outcome { bare, rows })
 }
 
-fn under(tool: &Tool, scratch: &Scratch, measure: &mut dyn FnMut() -> Result<f64>) -> Result<f64> {
+/// The speed, and the tool's peak resident set in bytes.
+fn under(
+    tool: &Tool,
+    scratch: &Scratch,
+    measure: &mut dyn FnMut() -> Result<f64>,
+) -> Result<(f64, f64)> {
     let running = tool.start(scratch)?;
     let rate = measure()?;
-    running.stop(END)?;
-    Ok(rate)
+    let usage = running.stop(END)?;
+    Ok((rate, usage.peak_rss as f64))
 }
 
 impl Row {
@@ -83,6 +91,7 @@ impl Row {
             name: tool.name.clone(),
             rates: Vec::new(),
             ratios: Vec::new(),
+            memory: Vec::new(),
             failure: tool.missing(),
         }
     }
@@ -108,6 +117,19 @@ impl Outcome {
                 ],
                 None => vec![row.name.clone(), speed(&row.rates), spread(&row.ratios, 3)],
             });
+        }
+        rows
+    }
+
+    /// The same, with the tool's peak memory.
+    pub(crate) fn rows_with_memory(&self) -> Vec<Vec<String>> {
+        let mut rows = self.rows();
+        let mut memory = vec!["-".to_owned()];
+        memory.extend(self.rows.iter().map(|row| {
+            median(&row.memory).map_or("-".to_owned(), |bytes| megabytes(bytes as u64))
+        }));
+        for (row, memory) in rows.iter_mut().zip(memory) {
+            row.push(memory);
         }
         rows
     }

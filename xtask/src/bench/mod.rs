@@ -9,6 +9,7 @@ mod cost;
 mod latency;
 mod machine;
 mod peers;
+mod record;
 mod redis;
 mod report;
 mod sample_cost;
@@ -56,6 +57,8 @@ enum Section {
     Tcp,
     /// Speed of a process under the system call tracers
     Syscalls,
+    /// Throughput of redis while all probes look at it
+    Record,
 }
 
 impl Section {
@@ -69,6 +72,7 @@ impl Section {
             Section::Completeness => completeness::run(bench),
             Section::Tcp => tcp::run(bench),
             Section::Syscalls => syscalls::run(bench),
+            Section::Record => record::run(bench),
         }
     }
 
