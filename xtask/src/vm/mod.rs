@@ -15,7 +15,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const DEFAULT_TIMEOUT: u64 = 1200;
+const DEFAULT_TIMEOUT: u64 = 1800;
 /// Each machine keeps one CPU busy.
 const DEFAULT_JOBS: u8 = 2;
 const DEFAULT_MEMORY: u32 = 1536;
