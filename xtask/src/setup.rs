@@ -61,6 +61,7 @@ static PACKAGES: [(&str, &[&str]); 4] = [
             "iproute2",
             "nftables",
             "prometheus",
+            "unzip",
         ],
     ),
 ];
