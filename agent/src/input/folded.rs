@@ -42,11 +42,14 @@ impl Header {
             return;
         };
         self.seconds = seconds.parse().ok();
-        let frequency = rest
+        let clock = rest
             .strip_prefix(" at ")
-            .and_then(|rest| rest.strip_suffix(" Hz"));
-        self.frequency = frequency.and_then(|number| number.parse().ok());
-        self.measure = Some(match self.frequency {
+            .and_then(|rest| rest.split_once(" Hz"));
+        // By cycles a sample stands for no fixed time.
+        self.frequency = clock
+            .filter(|(_, unit)| unit.is_empty())
+            .and_then(|(number, _)| number.parse().ok());
+        self.measure = Some(match clock {
             Some(_) => Measure::Cpu,
             None => Measure::Other(what.replace(' ', "_") + "/count"),
         });

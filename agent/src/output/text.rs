@@ -254,7 +254,7 @@ pub fn account(profile: &Profile) -> String {
     )
 }
 
-/// `123 samples over 30.0 s at 99 Hz`, `123 failed system calls over 30.0 s`.
+/// `123 samples over 30.0 s at 99 Hz`, with ` (cycles)` where these were the clock, `123 failed system calls over 30.0 s`.
 pub fn sampled(profile: &Profile) -> String {
     let samples = profile.samples();
     if is_counted(profile) {
@@ -265,8 +265,13 @@ pub fn sampled(profile: &Profile) -> String {
         );
     }
     let plural = if samples == 1 { "" } else { "s" };
+    let clock = if profile.facts.by_cycles() {
+        " (cycles)"
+    } else {
+        ""
+    };
     format!(
-        "{samples} sample{plural} over {:.1} s at {} Hz",
+        "{samples} sample{plural} over {:.1} s at {} Hz{clock}",
         profile.facts.duration_seconds, profile.facts.frequency
     )
 }

@@ -100,11 +100,13 @@ impl Timeline {
 }
 
 fn cpus(capture: &Capture, length: usize) -> Vec<Option<f64>> {
-    let frequency = capture.profile.facts.frequency;
-    if frequency == 0 || capture.profile.timeline.is_empty() {
+    let Some(each) = capture.seconds_per_sample() else {
+        return Vec::new();
+    };
+    if capture.profile.timeline.is_empty() {
         return Vec::new();
     }
-    let per_second = |&samples: &u64| Some(samples as f64 / frequency as f64);
+    let per_second = |&samples: &u64| Some(samples as f64 * each);
     let mut row: Vec<Option<f64>> = capture
         .profile
         .timeline

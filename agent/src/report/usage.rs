@@ -55,7 +55,7 @@ impl Usage {
     pub fn new(capture: &Capture) -> Self {
         let (profile, cpu) = (&capture.profile, &capture.meta.cpu);
         let seconds = seconds(capture);
-        let sampled = per_sample(profile);
+        let sampled = capture.seconds_per_sample();
         let samples = profile.samples();
         let measured = cpu.used_seconds.map(|used| used / seconds);
         let in_kernel = in_kernel(profile);
@@ -75,13 +75,6 @@ impl Usage {
         let wanted = waiting + running;
         (wanted > 0.0).then(|| waiting / wanted)
     }
-}
-
-/// Seconds of CPU time that a sample stands for; `None` where the clock counts something else
-/// than time (cycles), or nothing.
-fn per_sample(profile: &Profile) -> Option<f64> {
-    let facts = &profile.facts;
-    (facts.frequency > 0).then(|| 1.0 / facts.frequency as f64)
 }
 
 fn is_in_kernel(profile: &Profile, stack: &Stack) -> bool {
