@@ -16,9 +16,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const DEFAULT_TIMEOUT: u64 = 1800;
-/// Each machine keeps one CPU busy.
-const DEFAULT_JOBS: u8 = 2;
+/// Most machines that run at a time; each keeps one CPU busy.
+const MAX_JOBS: u8 = 4;
 const DEFAULT_MEMORY: u32 = 1536;
+
+/// One for each CPU, two at least.
+fn default_jobs() -> u8 {
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    cpus.clamp(2, MAX_JOBS.into()) as u8
+}
 
 /// Arguments of `vm`.
 #[derive(clap::Args)]
@@ -42,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT)]
     pub(crate) timeout: u64,
     /// Machines that run at a time
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_JOBS, value_parser = clap::value_parser!(u8).range(1..=4))]
+    #[arg(long, value_name = "N", default_value_t = default_jobs(), value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_JOBS)))]
     pub(crate) jobs: u8,
     /// Megabytes of memory of a machine
     #[arg(long, value_name = "MB", default_value_t = DEFAULT_MEMORY)]
@@ -62,7 +68,7 @@ impl Args {
             agent: false,
             programs: false,
             timeout: DEFAULT_TIMEOUT,
-            jobs: DEFAULT_JOBS,
+            jobs: default_jobs(),
             memory: DEFAULT_MEMORY,
             suite: Vec::new(),
         }
