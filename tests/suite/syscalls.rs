@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
-use crate::harness::{Agent, Finished, Target, alone, eventually, host_only, patience, program};
+use crate::harness::{
+    Agent, Finished, LIFE, Target, alone, eventually, host_only, patience, program,
+};
 
 /// One line of `--format json`.
 #[derive(Deserialize)]
@@ -256,7 +258,7 @@ fn every_failure_of_threads_and_children_is_counted() {
 #[test]
 fn an_attached_process_is_counted_from_the_attach_on() {
     let _alone = alone();
-    let target = Target::run(Command::new(program("sys_mix")).args(["60", "30", "wait"]));
+    let target = Target::run(Command::new(program("sys_mix")).args([LIFE, "30", "wait"]));
     let pid = target.pid().to_string();
     let running = Agent::syscalls()
         .args([
@@ -268,7 +270,7 @@ fn an_attached_process_is_counted_from_the_attach_on() {
             "--interval",
             "100ms",
         ])
-        .args(["--duration", "60s", "-o", "r.json"])
+        .args(["--duration", LIFE, "-o", "r.json"])
         .start();
     assert!(eventually(patience(10.0), || running
         .stdout()
