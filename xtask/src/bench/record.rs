@@ -41,7 +41,7 @@ pub(crate) fn run(bench: &Bench) -> Result<Report> {
         peers::subcommand(bench, "tcp", redis.pid()),
         peers::subcommand(bench, "syscalls", redis.pid()),
     ];
-    let outcome = chain::run(&tools, bench.choose(15, 1), &bench.scratch, &mut || {
+    let outcome = chain::run(&tools, bench.choose(9, 1), &bench.scratch, &mut || {
         redis.rate()
     })?;
     let mut report = Report::new(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// The loop or redis cannot be run.
 pub(crate) fn run(bench: &Bench) -> Result<Report> {
-    let rounds = bench.choose(15, 1);
+    let rounds = bench.choose(9, 1);
     let spinner = target::start_on(0, "geteuid", &[], &bench.scratch)?;
     let tools = contenders(bench, spinner.pid());
     let spinning = chain::run(&tools, rounds, &bench.scratch, &mut || {
