@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use super::{ATTACHED, agent, connections, free_port, interrupt, last, only, port_of};
+use super::{ATTACHED, agent, connections, free_port, interrupt, last, only, port_of, skipped};
 use crate::harness::{Target, alone, eventually, in_vm, patience};
 
 /// A redis server, and the port it listens on.
@@ -55,8 +55,12 @@ fn redis_counts_the_same() {
     let after = redis_says(&mut stream, "total_commands_processed");
     let document = last(&interrupt(agent));
     // The first INFO does not count itself, nor does the second.
-    assert_eq!(
-        only(&document, redis.pid(), "server")["requests"],
+    let requests = only(&document, redis.pid(), "server")["requests"]
+        .as_u64()
+        .unwrap();
+    assert!(
+        requests.abs_diff(after - before) <= 2 * skipped(&document),
+        "{requests} of {}",
         after - before
     );
 }
@@ -121,8 +125,12 @@ fn nginx_counts_the_same() {
         .iter()
         .map(|row| row["requests"].as_u64().unwrap())
         .sum();
-    assert_eq!(requests, logged.lines().count() as u64);
-    assert_eq!(requests, 3 * count + 12);
+    let logged = logged.lines().count() as u64;
+    assert_eq!(logged, 3 * count + 12);
+    assert!(
+        requests.abs_diff(logged) <= 2 * skipped(&document),
+        "{requests} of {logged}"
+    );
     assert!(
         rows.iter()
             .all(|row| row["role"] == "server" && row["pid"] != nginx.pid())

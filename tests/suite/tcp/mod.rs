@@ -86,16 +86,25 @@ fn documents(finished: &Finished) -> Vec<Value> {
 fn last(finished: &Finished) -> Value {
     let last = documents(finished).pop().unwrap();
     assert_eq!(last["final"], true);
+    let mut losses = last["losses"].as_object().unwrap().iter();
     assert!(
-        last["losses"]
-            .as_object()
-            .unwrap()
-            .values()
-            .all(|count| count == 0),
+        losses.all(|(cause, count)| count == 0 || cause == "programs_skipped" && skips_programs()),
         "{}",
         last["losses"]
     );
     last
+}
+
+/// Whether this kernel preempts programs at raw tracepoints and then skips the next run of the same
+/// one on that CPU (7.0), which the agent counts.
+fn skips_programs() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    release.split('.').next().unwrap().parse::<u32>().unwrap() >= 7
+}
+
+/// Runs of the programs that the kernel skipped: each may take a request or two with it.
+fn skipped(document: &Value) -> u64 {
+    document["losses"]["programs_skipped"].as_u64().unwrap()
 }
 
 fn connections(document: &Value) -> &Vec<Value> {
