@@ -1,6 +1,14 @@
 //! Seconds since the epoch as a date and a time in UTC.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since the epoch, now.
+pub fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}
 
 /// A moment of the Gregorian calendar, in UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +60,11 @@ impl Utc {
 
     /// `20261121-104500`, for file names.
     pub fn compact(&self) -> String {
-        let Self {
-            year,
-            month,
-            day,
-            hour,
-            minute,
-            second,
-        } = self;
-        format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}")
+        let date = format!("{:04}{:02}{:02}", self.year, self.month, self.day);
+        format!(
+            "{date}-{:02}{:02}{:02}",
+            self.hour, self.minute, self.second
+        )
     }
 }
 

@@ -290,15 +290,8 @@ fn unnamed(
 ) -> Vec<Vec<Frame>> {
     let frame = |&address: &u64| {
         vec![Frame {
-            space,
-            module: module.map(str::to_owned),
-            function: None,
-            file: None,
-            line: None,
-            inlined: false,
-            address,
-            function_start: None,
             unnamed: Some(reason),
+            ..Frame::at(space, module.map(str::to_owned), address)
         }]
     };
     addresses.iter().map(frame).collect()

@@ -53,6 +53,23 @@ pub struct Frame {
     pub unnamed: Option<Unnamed>,
 }
 
+impl Frame {
+    /// A frame of which the place is known and nothing else.
+    pub fn at(space: Space, module: Option<String>, address: u64) -> Self {
+        Self {
+            space,
+            module,
+            function: None,
+            file: None,
+            line: None,
+            inlined: false,
+            address,
+            function_start: None,
+            unnamed: None,
+        }
+    }
+}
+
 /// Why a frame has no function name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -157,11 +157,10 @@ impl Recorder {
 
     /// Takes in one record of the ring buffer: each goes to its own probe.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
-        match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
-            Some(record::TCP | record::TCP_REQUESTS) => self.tcp.take(bytes, targets),
-            Some(record::SYSCALL | record::SYSCALL_STACK) => self.syscalls.take(bytes, targets),
-            _ => self.cpu.take(bytes, targets),
-        }
+        let Self {
+            cpu, tcp, syscalls, ..
+        } = self;
+        hand_out(bytes, targets, cpu, tcp, syscalls);
     }
 
     /// To be called several times a second: keeps an interval that is over.
@@ -236,6 +235,21 @@ impl Recorder {
         };
         capture.meta = meta(&capture, target, cpu, &self.tcp.probe);
         capture
+    }
+}
+
+/// Gives a record of the ring buffer to the probe that it is of.
+fn hand_out(
+    bytes: &[u8],
+    targets: &Targets,
+    cpu: &mut Cpu,
+    tcp: &mut Tcp,
+    syscalls: &mut Syscalls,
+) {
+    match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
+        Some(record::TCP | record::TCP_REQUESTS) => tcp.take(bytes, targets),
+        Some(record::SYSCALL | record::SYSCALL_STACK) => syscalls.take(bytes, targets),
+        _ => cpu.take(bytes, targets),
     }
 }
 

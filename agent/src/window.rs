@@ -120,17 +120,7 @@ impl Window {
         for second in &mut self.seconds {
             second.counts = std::mem::take(&mut second.counts)
                 .into_iter()
-                .map(|(key, count)| {
-                    let (comm, thread) = (new(key.comm), new(key.thread));
-                    (
-                        Key {
-                            comm,
-                            thread,
-                            ..key
-                        },
-                        count,
-                    )
-                })
+                .map(|(key, count)| (key.renumbered(new), count))
                 .collect();
         }
     }

@@ -2,8 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -12,8 +11,9 @@ use super::destination::{Destination, Target};
 use super::profile_args::ProfileSpec;
 use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
-use super::spec::{OutputSpec, Scope, TargetSpec, default_name};
+use super::spec::{OutputSpec, TargetSpec, default_name};
 use super::terminal;
+use crate::calendar;
 use crate::output::{self, Format, summary};
 use crate::preflight::{self, Kernel};
 use crate::probe::cpu::Clock;
@@ -34,9 +34,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
     let kernel = Kernel::probe()?;
-    let started = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
+    let started = calendar::now();
     let mut subjects = Subjects::take(&spec.target)?;
     let (comm, pid) = subjects.first(&spec.target);
     let outputs = prepare(&spec.output, &comm, pid, started)?;
@@ -50,11 +48,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     )?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
-    if let Scope::Command(command) = &spec.target.scope
-        && let Some(program) = command.first()
-    {
-        session.make_ready(Path::new(program))?;
-    }
+    run::make_ready(&mut session, &spec.target)?;
     session.tables_ready().await;
     let mut cpu = Cpu::attach(&mut session, spec.frequency.get())?;
     let start_ms = cpu.begin().duration_since(entered).as_secs_f64() * 1e3;

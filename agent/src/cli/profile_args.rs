@@ -22,16 +22,9 @@ pub struct ProfileArgs {
     /// Whom to sample.
     #[command(flatten)]
     pub target: TargetArgs,
-    /// Samples per second on each CPU
-    #[arg(
-        short = 'F',
-        long,
-        value_name = "HZ",
-        default_value = "99",
-        value_parser = parse_frequency,
-        allow_hyphen_values = true
-    )]
-    pub frequency: u64,
+    /// How often to sample.
+    #[command(flatten)]
+    pub clock: ClockArgs,
     /// File to write, `-` for standard output; may be repeated. The name tells the format: .svg,
     /// .html, .folded, .json, .pb.gz, .speedscope.json [default: profile-COMM-PID-TIME.svg]
     #[arg(short, long, value_name = "FILE")]
@@ -42,7 +35,32 @@ pub struct ProfileArgs {
     pub format: Option<String>,
 }
 
-pub(super) fn parse_frequency(text: &str) -> Result<u64, String> {
+/// How often to sample, for every command that does.
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct ClockArgs {
+    /// Samples per second on each CPU
+    #[arg(
+        short = 'F',
+        long,
+        value_name = "HZ",
+        default_value = "99",
+        value_parser = parse_frequency,
+        allow_hyphen_values = true
+    )]
+    pub frequency: u64,
+}
+
+impl ClockArgs {
+    /// Samples per second on each CPU.
+    ///
+    /// # Errors
+    /// Zero takes no samples.
+    pub fn resolve(self) -> Result<NonZeroU64, SpecError> {
+        NonZeroU64::new(self.frequency).ok_or(SpecError::FrequencyZero)
+    }
+}
+
+fn parse_frequency(text: &str) -> Result<u64, String> {
     text.parse()
         .map_err(|_| "samples per second are a whole number, such as 99".to_owned())
 }
@@ -68,7 +86,7 @@ impl ProfileArgs {
     pub fn resolve(&self) -> Result<ProfileSpec, SpecError> {
         Ok(ProfileSpec {
             target: TargetSpec::resolve(&self.target)?,
-            frequency: NonZeroU64::new(self.frequency).ok_or(SpecError::FrequencyZero)?,
+            frequency: self.clock.resolve()?,
             output: OutputSpec::resolve(&self.output, self.format.as_deref())?,
         })
     }

@@ -3,8 +3,7 @@
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::Context;
 
@@ -15,7 +14,6 @@ use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
 use super::spec::{Scope, TargetSpec, default_name};
 use super::terminal;
-use crate::bundle;
 use crate::capture::{self, Capture, redact};
 use crate::output::summary;
 use crate::preflight::{self, Kernel};
@@ -25,6 +23,7 @@ use crate::recorder::cpu::facts;
 use crate::recorder::{Options, Recorder};
 use crate::session::{Attached, Error, Loaded};
 use crate::tcp::view;
+use crate::{bundle, calendar};
 
 /// Functions that the summary lists.
 const FUNCTIONS: usize = 5;
@@ -38,9 +37,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
     let kernel = Kernel::probe_with(&Recorder::fields())?;
-    let started = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
+    let started = calendar::now();
     let mut subjects = Subjects::take(&spec.target)?;
     run::check_bits(&subjects)?;
     let (comm, pid) = subjects.first(&spec.target);
@@ -50,11 +47,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let needs = options.needs(&kernel)?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
-    if let Scope::Command(command) = &spec.target.scope
-        && let Some(program) = command.first()
-    {
-        session.make_ready(Path::new(program))?;
-    }
+    run::make_ready(&mut session, &spec.target)?;
     let first = view::Target { pid, comm };
     let mut recorder = Recorder::attach(&mut session, &options, first).await?;
     let start_ms = recorder.begin().duration_since(entered).as_secs_f64() * 1e3;

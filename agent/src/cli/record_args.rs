@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 
 use super::args::TargetArgs;
 use super::destination::Target;
-use super::profile_args::parse_frequency;
+use super::profile_args::ClockArgs;
 use super::spec::{SpecError, TargetSpec};
 use crate::output::escape;
 
@@ -25,16 +25,9 @@ pub struct RecordArgs {
     /// Whom to look at.
     #[command(flatten)]
     pub target: TargetArgs,
-    /// Samples per second on each CPU
-    #[arg(
-        short = 'F',
-        long,
-        value_name = "HZ",
-        default_value = "99",
-        value_parser = parse_frequency,
-        allow_hyphen_values = true
-    )]
-    pub frequency: u64,
+    /// How often to sample.
+    #[command(flatten)]
+    pub clock: ClockArgs,
     /// Count failing calls by the stack of functions that made them, too
     #[arg(long)]
     pub stacks: bool,
@@ -69,7 +62,7 @@ impl RecordArgs {
         }
         Ok(RecordSpec {
             target: TargetSpec::resolve(&self.target)?,
-            frequency: NonZeroU64::new(self.frequency).ok_or(SpecError::FrequencyZero)?,
+            frequency: self.clock.resolve()?,
             stacks: self.stacks,
             output,
         })

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use super::signals::Signals;
 use super::spec::{Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
 use crate::process::Process;
-use crate::session::Attached;
 use crate::session::target::Targets;
+use crate::session::{self, Attached};
 
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +149,19 @@ fn add_descendants(processes: &mut Vec<Process>) {
             }
         }
         next += 1;
+    }
+}
+
+/// Makes the tables of a program ready that is about to be started.
+///
+/// # Errors
+/// When no slot is left.
+pub fn make_ready(session: &mut Attached, target: &TargetSpec) -> Result<(), session::Error> {
+    match &target.scope {
+        Scope::Command(command) => command
+            .first()
+            .map_or(Ok(()), |program| session.make_ready(Path::new(program))),
+        Scope::Processes(_) => Ok(()),
     }
 }
 

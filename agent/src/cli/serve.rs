@@ -3,11 +3,9 @@
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use tokio::sync::mpsc::Receiver;
@@ -18,7 +16,6 @@ use super::record;
 use super::run::{self, Ended, Subjects};
 use super::serve_args::ServeSpec;
 use super::signals::Signals;
-use super::spec::Scope;
 use crate::capture::Capture;
 use crate::output::{escape, live as page, metrics};
 use crate::preflight::{self, Kernel};
@@ -41,9 +38,7 @@ pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     preflight::check_frequency(spec.frequency.get())?;
     let server = Server::bind(spec.listen).await?;
     let kernel = Kernel::probe_with(&Recorder::fields())?;
-    let started = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
+    let started = calendar::now();
     let mut subjects = Subjects::take(&spec.target)?;
     run::check_bits(&subjects)?;
     let (comm, pid) = subjects.first(&spec.target);
@@ -52,11 +47,7 @@ pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let known = record::target(&spec.target, &subjects);
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
-    if let Scope::Command(command) = &spec.target.scope
-        && let Some(program) = command.first()
-    {
-        session.make_ready(Path::new(program))?;
-    }
+    run::make_ready(&mut session, &spec.target)?;
     let first = Target { pid, comm };
     let site = Site::new(&first, spec.window)?;
     let live = Live::attach(&mut session, &options, started, first, known).await?;
@@ -235,8 +226,7 @@ impl Site {
             let _ = answer.send(Answer::busy(text));
             return;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |time| time.as_secs());
+        let now = calendar::now();
         let file = format!("{}-{}.zip", self.file, calendar::Utc::at(now).compact());
         let writing = Arc::clone(&self.writing);
         let body = move || {

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use clap::Args as ClapArgs;
 
 use super::args::{TargetArgs, parse_pid};
-use super::profile_args::parse_frequency;
+use super::profile_args::ClockArgs;
 use super::spec::{SpecError, TargetSpec, parse_duration};
 use crate::output::escape;
 use crate::recorder::live::MAX_WINDOW;
@@ -38,16 +38,9 @@ pub struct ServeArgs {
     /// Length of the window that the page shows at first, up to 60s
     #[arg(short, long, value_name = "TIME", default_value = "30s")]
     pub window: String,
-    /// Samples per second on each CPU
-    #[arg(
-        short = 'F',
-        long,
-        value_name = "HZ",
-        default_value = "99",
-        value_parser = parse_frequency,
-        allow_hyphen_values = true
-    )]
-    pub frequency: u64,
+    /// How often to sample.
+    #[command(flatten)]
+    pub clock: ClockArgs,
     /// Start this program and look at it from its first instruction
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -84,7 +77,7 @@ impl ServeArgs {
             target,
             listen: parse_listen(&self.listen)?,
             window: parse_window(&self.window)?,
-            frequency: NonZeroU64::new(self.frequency).ok_or(SpecError::FrequencyZero)?,
+            frequency: self.clock.resolve()?,
         })
     }
 }

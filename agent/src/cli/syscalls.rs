@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -13,6 +13,7 @@ use super::signals::Signals;
 use super::stdout::Stdout;
 use super::syscalls_args::{FileFormat, Stream, SyscallsSpec};
 use super::terminal;
+use crate::calendar;
 use crate::output::{self, table::Live};
 use crate::preflight::Kernel;
 use crate::probe::syscalls::{self, Options};
@@ -30,9 +31,7 @@ use crate::syscalls::Report;
 pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let kernel = Kernel::probe_with(syscalls::FIELDS)?;
-    let started = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs());
+    let started = calendar::now();
     let files = prepare(&spec)?;
     let mut subjects = Subjects::take(&spec.target)?;
     run::check_bits(&subjects)?;

@@ -183,15 +183,5 @@ fn not_yet(place: Place, address: u64, targets: &Targets) -> Frame {
             (Space::User, module.map(|module| module.name.clone()))
         }
     };
-    Frame {
-        space,
-        module,
-        function: None,
-        file: None,
-        line: None,
-        inlined: false,
-        address,
-        function_start: None,
-        unnamed: None,
-    }
+    Frame::at(space, module, address)
 }

@@ -164,6 +164,17 @@ pub struct Key {
     pub stack: u64,
 }
 
+impl Key {
+    /// The same with its names under their new numbers.
+    pub fn renumbered(self, new: impl Fn(u32) -> u32) -> Self {
+        Self {
+            comm: new(self.comm),
+            thread: new(self.thread),
+            ..self
+        }
+    }
+}
+
 /// A thread at a sample.
 #[derive(Clone, Copy, Debug)]
 struct Whose {
@@ -277,17 +288,7 @@ impl Samples {
         for whose in self.last.values_mut().flatten() {
             whose.thread = new(whose.thread);
         }
-        let renumbered = |(key, count): (Key, u64)| {
-            let (comm, thread) = (new(key.comm), new(key.thread));
-            (
-                Key {
-                    comm,
-                    thread,
-                    ..key
-                },
-                count,
-            )
-        };
+        let renumbered = |(key, count): (Key, u64)| (key.renumbered(new), count);
         self.counts = counts.into_iter().map(renumbered).collect();
         numbers
     }

@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use agent_ebpf::{Counter, record};
+use agent_ebpf::Counter;
 
 use super::cpu::{Cpu, facts};
 use super::syscalls::Syscalls;
 use super::tcp::{Listing, Tcp};
-use super::{Options, losses, meta};
+use super::{Options, hand_out, losses, meta};
 use crate::capture::{self, Capture, Meta};
 use crate::naming::live::LiveNames;
 use crate::output::live::{Totals as Sums, View};
@@ -98,11 +98,10 @@ impl Live {
 
     /// Takes in one record of the ring buffer.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
-        match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
-            Some(record::TCP | record::TCP_REQUESTS) => self.tcp.take(bytes, targets),
-            Some(record::SYSCALL | record::SYSCALL_STACK) => self.syscalls.take(bytes, targets),
-            _ => self.cpu.take(bytes, targets),
-        }
+        let Self {
+            cpu, tcp, syscalls, ..
+        } = self;
+        hand_out(bytes, targets, cpu, tcp, syscalls);
     }
 
     /// Ends the second if it is over; to be called several times in each.
