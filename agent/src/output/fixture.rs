@@ -14,15 +14,8 @@ use crate::profile::{
 /// A named frame of user code.
 pub(crate) fn user(module: &str, function: &str, address: u64) -> Frame {
     Frame {
-        space: Space::User,
-        module: Some(module.to_owned()),
         function: Some(function.to_owned()),
-        file: None,
-        line: None,
-        inlined: false,
-        address,
-        function_start: None,
-        unnamed: None,
+        ..Frame::at(Space::User, Some(module.to_owned()), address)
     }
 }
 

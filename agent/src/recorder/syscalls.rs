@@ -144,14 +144,7 @@ fn failure_name(key: u64) -> String {
 /// The failure as a frame.
 fn leaf(row: u64) -> Frame {
     Frame {
-        space: Space::User,
-        module: Some("[syscall]".to_owned()),
         function: Some(failure_name(row)),
-        file: None,
-        line: None,
-        inlined: false,
-        address: row,
-        function_start: None,
-        unnamed: None,
+        ..Frame::at(Space::User, Some("[syscall]".to_owned()), row)
     }
 }

@@ -90,15 +90,9 @@ fn for_each_line(reader: impl Read, mut visit: impl FnMut(&str)) {
 fn frame(address: u64, symbol: Option<&Symbol>, reason: Unnamed) -> Frame {
     let module = symbol.map_or("[kernel]", |symbol| &symbol.module);
     Frame {
-        space: Space::Kernel,
-        module: Some(module.to_owned()),
         function: symbol.map(|symbol| symbol.name.clone()),
-        file: None,
-        line: None,
-        inlined: false,
-        address,
-        function_start: None,
         unnamed: symbol.is_none().then_some(reason),
+        ..Frame::at(Space::Kernel, Some(module.to_owned()), address)
     }
 }
 

@@ -223,15 +223,11 @@ fn frame(address: u64, code: Option<Code>) -> Frame {
         None => (None, None, None),
     };
     Frame {
-        space: Space::User,
-        module: Some(JIT_MODULE.to_owned()),
         function,
         file,
         line: line.filter(|&line| line != 0),
-        inlined: false,
-        address,
-        function_start: None,
         unnamed,
+        ..Frame::at(Space::User, Some(JIT_MODULE.to_owned()), address)
     }
 }
 
