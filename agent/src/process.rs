@@ -13,15 +13,17 @@ pub mod usage;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
-    raise_open_files, restore_open_files, without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, host_name, locked_memory, monotonic_ns,
+    own_resident_bytes, own_usage, raise_locked_memory, raise_open_files, restore_limits,
+    without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -62,6 +64,11 @@ pub enum Error {
         /// Its name.
         comm: String,
     },
+    /// It runs, but `/proc` has no directory of it.
+    #[error(
+        "process {0} runs, but /proc does not show it: it is mounted with hidepid, and CAP_SYS_PTRACE is missing; run as root: `sudo agent …`"
+    )]
+    Hidden(u32),
     /// The kernel does not let this user look at it.
     #[error("no permission to look at process {pid}, which belongs to uid {uid}: {hint}")]
     Permission {
@@ -166,7 +173,12 @@ impl Process {
                 .map(|meta| meta.uid())
                 .unwrap_or(0),
         };
-        let stat = process.stat()?;
+        let stat = match process.stat() {
+            Err(Error::NotFound(_)) if is_gone(pid) && !process.has_ended() => {
+                return Err(Error::Hidden(pid));
+            }
+            stat => stat?,
+        };
         if stat.flags & PF_KTHREAD != 0 {
             return Err(Error::KernelThread {
                 pid,
@@ -391,6 +403,13 @@ pub fn own_maps() -> Vec<Map> {
         .collect()
 }
 
+/// Whether the kernel does not let this process read what the other one has mapped
+/// (`PTRACE_MODE_READ`, ptrace(2)); false where there is no such process.
+pub fn is_refused(pid: u32) -> bool {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    File::open(proc_path(pid, "maps")).is_err_and(refused)
+}
+
 /// Whether there is no process of this id.
 pub fn is_gone(pid: u32) -> bool {
     !proc_path(pid, "").exists()
@@ -476,11 +495,9 @@ impl Map {
 /// for every 64-bit process of a kernel.
 pub fn vdso() -> Option<File> {
     let map = own_maps().into_iter().find(|map| map.path == "[vdso]")?;
-    let mut image = vec![0; (map.end - map.start) as usize];
-    File::open("/proc/self/mem")
-        .ok()?
-        .read_exact_at(&mut image, map.start)
-        .ok()?;
+    let start = std::ptr::with_exposed_provenance::<u8>(map.start as usize);
+    // SAFETY: the kernel maps it readable, and it stays as it is for as long as the process lives.
+    let image = unsafe { std::slice::from_raw_parts(start, (map.end - map.start) as usize) };
     // SAFETY: the name is a C string; returns a new descriptor.
     let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
@@ -488,15 +505,36 @@ pub fn vdso() -> Option<File> {
     }
     // SAFETY: the kernel has just given this descriptor to us alone.
     let file = unsafe { File::from_raw_fd(fd) };
-    file.write_all_at(&image, 0).ok()?;
+    file.write_all_at(image, 0).ok()?;
     Some(file)
 }
 
-/// The kernel's symbols (`/proc/kallsyms`).
+/// The kernel's symbols, held open: whether they show addresses is decided when they are opened.
+static KALLSYMS: OnceLock<File> = OnceLock::new();
+
+/// Holds the kernel's symbols (`/proc/kallsyms`) open, as this process may see them now.
+pub fn hold_kallsyms() {
+    if let Ok(file) = open_kallsyms() {
+        let _ = KALLSYMS.set(file);
+    }
+}
+
+/// The kernel's symbols from the first on, for one reader at a time.
 ///
 /// # Errors
 /// When they cannot be opened.
 pub fn kallsyms() -> io::Result<File> {
+    match KALLSYMS.get() {
+        Some(held) => {
+            let mut file = held.try_clone()?;
+            file.seek(io::SeekFrom::Start(0))?;
+            Ok(file)
+        }
+        None => open_kallsyms(),
+    }
+}
+
+fn open_kallsyms() -> io::Result<File> {
     File::open("/proc/kallsyms")
 }
 

@@ -51,6 +51,8 @@ impl Root {
         let exact = proc_path(pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
         let mapped = |meta: &fs::Metadata| meta.ino() == map.file.inode;
         regular::open_at(&exact, mapped)
+            // Without CAP_CHECKPOINT_RESTORE the program itself, deleted or not, can be had this way.
+            .or_else(|_| regular::open_at(&proc_path(pid, "exe"), mapped))
             .or_else(|_| self.open(Path::new(&map.path), Last::MayBeLink, mapped))
             .ok()
     }

@@ -10,7 +10,7 @@ use agent_ebpf::unwind::{Block, Module as Layout};
 use tokio::sync::mpsc as results;
 
 use crate::elf::{self, Segment};
-use crate::process::{self, FileId, Map, Root};
+use crate::process::{self, FileId, Map, Root, privilege};
 use crate::symbolize::debug_files::DebugRoots;
 use crate::unwind::{self, Table};
 
@@ -257,6 +257,8 @@ fn no_rules(slot: u16) -> Layout {
 
 /// The body of a builder thread: ends when the queue does.
 fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender<Built>) {
+    // The files are open already. A filter that forbids even this has said so to the main thread.
+    let _ = privilege::drop_to(&[]);
     loop {
         let job = match queue.lock() {
             Ok(queue) => queue.recv(),
