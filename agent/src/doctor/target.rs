@@ -2,6 +2,7 @@
 
 use crate::preflight::checks::{Effect, Probe, Problem};
 use crate::preflight::facts::Facts;
+use crate::preflight::privileges;
 use crate::process::privilege::Cap;
 use crate::process::{Error, Process};
 
@@ -26,6 +27,9 @@ pub fn examine(pid: u32, probes: &[Probe], facts: &Facts) -> TargetFinding {
             Ok(maps) => detail = files(&process, &maps, facts, &mut problems),
             Err(error) => problems.push(refused(&error, facts)),
         }
+    }
+    if !process.root().is_held() {
+        problems.push(foreign_root(facts));
     }
     if process.is_32_bit() {
         problems.extend(narrow(pid, probes));
@@ -75,16 +79,30 @@ fn unreachable(pid: u32, error: &Error, facts: &Facts) -> TargetFinding {
 /// Its mappings cannot be read.
 fn refused(error: &Error, facts: &Facts) -> Problem {
     let lacks = !facts.capabilities.allows(Cap::SysPtrace);
-    let fix = match (facts.uid, lacks) {
-        (0, true) => Some("start the container with --cap-add SYS_PTRACE".to_owned()),
-        (_, true) => Some(format!("sudo {}", facts.command)),
-        (_, false) => None,
-    };
+    let fix = lacks.then(|| privileges::how_to_get(&[Cap::SysPtrace], facts));
     Problem {
         check: if lacks { "capability" } else { "target" },
         effect: Effect::Blocks,
         reason: error.to_string(),
         fix,
+    }
+}
+
+/// What another user's process has is looked for in the agent's own root directory.
+fn foreign_root(facts: &Facts) -> Problem {
+    let lacks = !facts.capabilities.allows(Cap::SysPtrace);
+    let why = if lacks {
+        "CAP_SYS_PTRACE is missing"
+    } else {
+        "a user namespace or a security module forbids it"
+    };
+    Problem {
+        check: if lacks { "capability" } else { "target" },
+        effect: Effect::Degrades,
+        reason: format!(
+            "its root directory cannot be opened ({why}): files of a container are not found, and              its program and descriptors have no names"
+        ),
+        fix: lacks.then(|| privileges::how_to_get(&[Cap::SysPtrace], facts)),
     }
 }
 
@@ -104,14 +122,12 @@ fn files(
     };
     let closed: Vec<String> = mapped.iter().filter(opened).map(|map| map.name()).collect();
     if let Some(first) = closed.first() {
-        let missing: Vec<String> = [Cap::DacReadSearch, Cap::CheckpointRestore]
-            .into_iter()
-            .filter(|&cap| !facts.capabilities.allows(cap))
-            .map(|cap| cap.to_string())
-            .collect();
+        let mut missing = vec![Cap::DacReadSearch, Cap::CheckpointRestore];
+        missing.retain(|&cap| !facts.capabilities.allows(cap));
+        let names: Vec<String> = missing.iter().map(Cap::to_string).collect();
         let why = match missing.is_empty() {
             true => String::new(),
-            false => format!("; {} would help", missing.join(" or ")),
+            false => format!("; {} would help", names.join(" or ")),
         };
         problems.push(Problem {
             check: "files",
@@ -122,7 +138,7 @@ fn files(
                 closed.len(),
                 mapped.len()
             ),
-            fix: (!missing.is_empty()).then(|| format!("sudo {}", facts.command)),
+            fix: (!missing.is_empty()).then(|| privileges::how_to_get(&missing, facts)),
         });
     }
     format!("{} mapped files can be read", mapped.len() - closed.len())

@@ -191,12 +191,9 @@ fn kernel_version(facts: &Facts) -> Found {
 fn user_namespace(facts: &Facts) -> Found {
     facts.user_namespace.then(|| {
         let reason = "the agent runs in a user namespace of its own (a rootless container, \
-                      `unshare -U`), where no capability counts for BPF and perf";
-        let fix = format!(
-            "on the host: sudo {}; in a container: --userns=host",
-            facts.command
-        );
-        (reason.to_owned(), Some(fix))
+                      `unshare -U`), where no capability counts for BPF and perf; containers \
+                      leave it with --userns=host";
+        (reason.to_owned(), Some(format!("sudo {}", facts.command)))
     })
 }
 
@@ -206,18 +203,12 @@ fn capability(facts: &Facts) -> Found {
         return None;
     }
     let names: Vec<String> = missing.iter().map(Cap::to_string).collect();
-    let add: Vec<String> = missing
-        .iter()
-        .map(|cap| format!("--cap-add {}", cap.short()))
-        .collect();
-    let (names, add) = (names.join(", "), add.join(" "));
-    let reason = format!("no permission: agent needs {names}");
-    let fix = if facts.uid == 0 {
-        format!("start the container with {add}")
-    } else {
-        format!("sudo {}; in a container: {add}", facts.command)
-    };
-    Some((reason, Some(fix)))
+    let reason = format!(
+        "no permission: agent needs {} (in a container: {})",
+        names.join(", "),
+        privileges::container_options(&missing)
+    );
+    Some((reason, Some(privileges::how_to_get(&missing, facts))))
 }
 
 fn seccomp(facts: &Facts) -> Found {
@@ -288,21 +279,13 @@ fn kernel_symbols(facts: &Facts) -> Found {
                 "the kernel hides its addresses: CAP_SYSLOG is missing, and \
                  kernel.perf_event_paranoid is {paranoid}, above 1"
             );
-            let fix = if facts.uid == 0 {
-                "start the container with --cap-add SYSLOG".to_owned()
-            } else {
-                format!("sudo {}", facts.command)
-            };
+            let fix = privileges::how_to_get(&[Cap::Syslog], facts);
             Some((reason, Some(fix)))
         }
         Symbols::Hidden => {
             let reason = "the kernel hides its addresses: kernel.kptr_restrict is 1, and \
                           CAP_SYSLOG is missing";
-            let fix = if facts.uid == 0 {
-                "start the container with --cap-add SYSLOG".to_owned()
-            } else {
-                format!("sudo {}", facts.command)
-            };
+            let fix = privileges::how_to_get(&[Cap::Syslog], facts);
             Some((reason.to_owned(), Some(fix)))
         }
     }
@@ -327,11 +310,7 @@ fn skipped_runs(facts: &Facts) -> Found {
     (facts.version >= (7, 0) && !facts.capabilities.contains(Cap::SysAdmin)).then(|| {
         let reason = "without CAP_SYS_ADMIN the hook is a raw tracepoint, which this kernel may \
                       preempt and then skips; skipped runs are counted";
-        let fix = if facts.uid == 0 {
-            "start the container with --cap-add SYS_ADMIN".to_owned()
-        } else {
-            format!("sudo {}", facts.command)
-        };
+        let fix = privileges::how_to_get(&[Cap::SysAdmin], facts);
         (reason.to_owned(), Some(fix))
     })
 }

@@ -23,6 +23,23 @@ pub(super) fn missing(facts: &Facts) -> Vec<Cap> {
         .collect()
 }
 
+/// How to get these, in one line: root has them, but for what its container lacks.
+pub fn how_to_get(missing: &[Cap], facts: &Facts) -> String {
+    if facts.uid == 0 {
+        format!("start the container with {}", container_options(missing))
+    } else {
+        format!("sudo {}", facts.command)
+    }
+}
+
+/// The same as options of docker and podman.
+pub fn container_options(missing: &[Cap]) -> String {
+    let add = missing
+        .iter()
+        .map(|cap| format!("--cap-add {}", cap.short()));
+    add.collect::<Vec<_>>().join(" ")
+}
+
 /// What a run is about, as far as its privileges go.
 #[derive(Clone, Debug)]
 pub struct Run {

@@ -34,6 +34,11 @@ impl Root {
         Self { dir, id }
     }
 
+    /// Whether it could be opened; else files are looked for below the agent's own root directory.
+    pub fn is_held(&self) -> bool {
+        self.dir.is_some()
+    }
+
     /// A path that leads there: the agent's own root directory where the process's could not be
     /// opened.
     pub fn path(&self) -> PathBuf {
