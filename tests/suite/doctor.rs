@@ -1,5 +1,6 @@
 //! `agent doctor`: each thing that can be in the way is put there, and must be named with what helps.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -381,6 +382,7 @@ fn files_of_another_user() {
     let copy = private.path().join("split");
     copy_executable(&program("split"), &copy);
     std::os::unix::fs::chown(private.path(), Some(owner), Some(owner)).unwrap();
+    std::fs::set_permissions(private.path(), PermissionsExt::from_mode(0o700)).unwrap();
     let target = Target::run(Command::new(&copy).arg(LIFE).uid(owner).gid(owner));
     let public = Public::new();
     let doctor = |capabilities: &[u32]| {
