@@ -3,12 +3,13 @@
 use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 
 /// The limit of open files that this process was started with.
 static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
 
 /// Allows this process as many open files as it may have: it holds the files of every module, and
-/// a descriptor for each process in scope.
+/// two descriptors for each process in scope.
 pub fn raise_open_files() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -82,6 +83,13 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: the structure is ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The wall clock's time at a moment of the monotonic clock, in nanoseconds.
+pub fn wall_time(monotonic: u64) -> SystemTime {
+    let ago = monotonic_ns().saturating_sub(monotonic);
+    let now = SystemTime::now();
+    now.checked_sub(Duration::from_nanos(ago)).unwrap_or(now)
 }
 
 /// Bytes of memory of the BPF maps that this process holds open.
