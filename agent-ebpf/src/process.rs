@@ -26,7 +26,10 @@ pub fn target(tgid: u32) -> Option<Target> {
 pub fn target_of(task: u64, tgid: u32) -> Option<Target> {
     // SAFETY: the value is copied at once; an update replaces it whole.
     let target = unsafe { TARGETS.get(tgid) }.copied()?;
-    if target.start.is(start_of(read_u64(task, config::task_leader()))) {
+    if target
+        .start
+        .is(start_of(read_u64(task, config::task_leader())))
+    {
         return Some(target);
     }
     count(Counter::IdReused, 1);

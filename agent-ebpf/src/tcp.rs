@@ -465,7 +465,10 @@ pub extern "C" fn iter_tcp(ctx: *const FileIterator) -> i32 {
 #[inline(always)]
 fn finds_no_room(sock: u64, task: u64, tgid: u32) -> bool {
     let state = sock::tcp_state(sock);
-    process::target_of(task, tgid).is_some() && state != state::LISTEN && state != state::CLOSE && find(sock).is_none()
+    process::target_of(task, tgid).is_some()
+        && state != state::LISTEN
+        && state != state::CLOSE
+        && find(sock).is_none()
 }
 
 /// The connection behind a socket that this process holds, if the process is a target.

@@ -23,8 +23,8 @@ use std::path::{Path, PathBuf};
 use agent_ebpf::Start;
 use identity::Entry;
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
-    raise_open_files, restore_open_files, wall_time, without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, name_file, own_resident_bytes,
+    own_usage, raise_open_files, restore_open_files, wall_time, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -394,7 +394,11 @@ impl Process {
         entries
             .flatten()
             .filter_map(|entry| fs::read_to_string(entry.path().join("children")).ok())
-            .flat_map(|text| text.split_whitespace().filter_map(child).collect::<Vec<_>>())
+            .flat_map(|text| {
+                text.split_whitespace()
+                    .filter_map(child)
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 

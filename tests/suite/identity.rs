@@ -8,9 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use crate::harness::chosen::{Chosen, Random, can_choose, cpu_ns, free_ids, nap, sleep_on};
-use crate::harness::{
-    Agent, Profile, Running, Stack, alone, eventually, in_vm, patience, program,
-};
+use crate::harness::{Agent, Profile, Running, Stack, alone, eventually, in_vm, patience, program};
 
 /// A fast clock: a stranger is seen for a moment only.
 const FREQUENCY: &str = "997";
@@ -150,7 +148,11 @@ fn race(random: &mut Random, count: usize, round: &str) -> (usize, usize, u64) {
         .start();
     let expected = targets.len() + 1;
     let taken = eventually(patience(20.0), || held(&agent) >= expected);
-    assert!(taken, "{round}: the agent holds {} of {expected}", held(&agent));
+    assert!(
+        taken,
+        "{round}: the agent holds {} of {expected}",
+        held(&agent)
+    );
 
     let spread = patience(0.5).as_millis() as u64;
     let mut moments: Vec<u64> = targets.iter().map(|_| random.below(spread)).collect();
@@ -203,7 +205,10 @@ fn bear_children(pid: u32, rounds: usize, ask: RawFd, answer: RawFd) {
 fn pipe() -> (RawFd, RawFd) {
     let mut ends = [0; 2];
     // SAFETY: the array has room for both.
-    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+    assert_eq!(
+        unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
+        0
+    );
     (ends[0], ends[1])
 }
 

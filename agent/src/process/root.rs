@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::regular::Last;
 use super::identity::Entry;
+use super::regular::Last;
 use super::{Map, regular};
 
 /// The root directory that a process sees, in its mount namespace. Two are equal if they are the

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::{Start, Target};
 use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
+use agent_ebpf::{Start, Target};
 use aya::maps::{HashMap as BpfMap, MapData};
 
 use super::deferred::Code;

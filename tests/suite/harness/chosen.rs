@@ -72,7 +72,9 @@ impl Drop for Chosen {
 
 /// Whether processes with a chosen id can be made; says so if not.
 pub(crate) fn can_choose() -> bool {
-    let made = free_ids(1).pop().map(|pid| Chosen::start(pid, b"try\0", || {}));
+    let made = free_ids(1)
+        .pop()
+        .map(|pid| Chosen::start(pid, b"try\0", || {}));
     let can = matches!(made, Some(Ok(_)));
     if !can {
         println!("ids of processes cannot be chosen here");
@@ -85,7 +87,12 @@ pub(crate) fn free_ids(count: usize) -> Vec<u32> {
     let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap();
     let limit: u32 = limit.trim().parse().unwrap();
     let free = |pid: &u32| !std::path::Path::new(&format!("/proc/{pid}")).exists();
-    (1..limit).rev().skip(100).filter(free).take(count).collect()
+    (1..limit)
+        .rev()
+        .skip(100)
+        .filter(free)
+        .take(count)
+        .collect()
 }
 
 /// Waits for any signal, again and again.
