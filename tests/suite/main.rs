@@ -19,6 +19,7 @@ mod diff;
 mod elf;
 mod harness;
 mod identity;
+mod kill;
 mod lifecycle;
 mod names;
 mod namespaces;

@@ -63,6 +63,9 @@ fn a_target_in_a_chroot() {
     let profile = Agent::standard(target.pid()).run_to_profile();
     profile.assert_complete(ENOUGH);
     profile.assert_names(&["main", "half"]);
+    let entries = std::fs::read_dir(root.path()).unwrap();
+    let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["split"], "written into the target's file system");
 }
 
 /// The agent beside its target in a PID namespace of their own, as in a container: the number

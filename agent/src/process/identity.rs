@@ -105,4 +105,69 @@ mod tests {
         assert_eq!(boot_offset(text), Some(-86_399_999_999_500));
         assert_eq!(boot_offset(""), None);
     }
+
+    /// A copy of this process with this id, which sleeps; `None` where ids cannot be chosen (clone3(2):
+    /// `CAP_CHECKPOINT_RESTORE`) or it is taken.
+    fn sleeper(pid: i32) -> Option<i32> {
+        // SAFETY: all-zero is a valid value of this structure of integers.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.set_tid = (&raw const pid) as u64;
+        arguments.set_tid_size = 1;
+        let (at, size) = (&raw const arguments, size_of::<libc::clone_args>());
+        // SAFETY: without flags it is a fork; the copy makes system calls only, and never returns.
+        match unsafe { libc::syscall(libc::SYS_clone3, at, size) } {
+            0 => loop {
+                // SAFETY: a system call without memory effects.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                // SAFETY: as above.
+                unsafe { libc::pause() };
+            },
+            made => (made > 0).then_some(pid),
+        }
+    }
+
+    fn end(pid: i32) {
+        // SAFETY: a child of ours that is not reaped yet.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        // SAFETY: as above.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    }
+
+    #[test]
+    fn a_process_that_is_replaced_while_it_is_opened_shows_nothing() {
+        let limit = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap();
+        let mut pids = (1..limit.trim().parse::<i32>().unwrap()).rev().skip(300);
+        let Some(pid) = pids.by_ref().take(50).find(|&pid| sleeper(pid).is_some()) else {
+            println!("ids of processes cannot be chosen here");
+            return;
+        };
+        let (mut first, mut second) = (0, 0);
+        for round in 0..300 {
+            let opener = std::thread::spawn(move || {
+                let begin = std::time::Instant::now();
+                while begin.elapsed().as_micros() < round % 100 {}
+                super::super::Process::open(pid as u32)
+            });
+            end(pid);
+            let next = sleeper(pid);
+            if let Ok(process) = opener.join().unwrap() {
+                if process.has_ended() {
+                    first += 1;
+                    assert!(process.stat().is_err() && process.maps().is_err());
+                    assert!(process.exe().is_none() && process.command_line().is_none());
+                    assert!(process.descriptor(0).is_none() && process.children().is_empty());
+                } else {
+                    second += 1;
+                    assert!(process.maps().is_ok());
+                }
+            }
+            if next.is_none() && sleeper(pid).is_none() {
+                // Somebody else was given the id.
+                return;
+            }
+        }
+        end(pid);
+        println!("{first} held the first process, {second} the second");
+    }
 }
