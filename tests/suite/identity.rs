@@ -111,7 +111,7 @@ fn an_id_that_is_reused_while_a_run_begins() {
     if !can_choose() {
         return;
     }
-    let (rounds, count) = if in_vm() { (1, 20) } else { (15, 40) };
+    let (rounds, count) = if in_vm() { (1, 20) } else { (10, 60) };
     let mut random = Random::new();
     let (mut early, mut late, mut seen) = (0, 0, 0);
     for round in 0..rounds {
