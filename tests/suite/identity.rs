@@ -205,10 +205,8 @@ fn bear_children(pid: u32, rounds: usize, ask: RawFd, answer: RawFd) {
 fn pipe() -> (RawFd, RawFd) {
     let mut ends = [0; 2];
     // SAFETY: the array has room for both.
-    assert_eq!(
-        unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-        0
-    );
+    let failed = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+    assert_eq!(failed, 0);
     (ends[0], ends[1])
 }
 

@@ -121,7 +121,8 @@ fn command(number: u64, pid: u32) -> (Agent, Option<&'static str>) {
     if name == "serve" {
         agent = agent.args(["--listen", "127.0.0.1:0"]);
     } else {
-        agent = agent.args(["--duration", if number % 2 == 0 { "600s" } else { "300ms" }]);
+        let duration = ["600s", "300ms"][number as usize % 2];
+        agent = agent.args(["--duration", duration]);
     }
     if let Some(output) = output {
         agent = agent.args(["-o", output]);
