@@ -172,7 +172,13 @@ impl Process {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let entry = Entry::open(pid).map_err(|_| Error::NotFound(pid))?;
+        let entry = Entry::open(pid).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::NotFound(pid),
+            _ => Error::Read {
+                path: proc_path(pid, ""),
+                source,
+            },
+        })?;
         let own_pid = fs::read_to_string(entry.path("status")).ok();
         let mut process = Self {
             pid,
