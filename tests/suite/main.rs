@@ -18,6 +18,8 @@ mod completeness;
 mod diff;
 mod elf;
 mod harness;
+mod identity;
+mod kill;
 mod lifecycle;
 mod names;
 mod namespaces;

@@ -100,7 +100,7 @@ pub(super) fn target(spec: &TargetSpec, subjects: &Subjects) -> capture::Target 
     };
     capture::Target {
         command_line: words.map(|words: Vec<String>| redact::command_line(&words)),
-        container: first.and_then(|process| container::of(process.pid())),
+        container: first.and_then(container::of),
         ..capture::Target::default()
     }
 }

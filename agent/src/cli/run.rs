@@ -142,9 +142,7 @@ fn add_descendants(processes: &mut Vec<Process>) {
     let mut next = 0;
     while let Some(process) = processes.get(next) {
         for child in process.children() {
-            if processes.iter().all(|process| process.pid() != child)
-                && let Ok(child) = Process::open(child)
-            {
+            if processes.iter().all(|process| process.pid() != child.pid()) {
                 processes.push(child);
             }
         }

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{proc_path, regular};
+use super::{Process, regular};
 use crate::capture::Container;
 
 /// Most bytes of a runtime's description.
 const MAX_CONFIG: u64 = 4 << 20;
 
 /// The container of a process; `None` outside of every container that is known.
-pub fn of(pid: u32) -> Option<Container> {
-    let groups = fs::read_to_string(proc_path(pid, "cgroup")).ok()?;
+pub fn of(process: &Process) -> Option<Container> {
+    let groups = fs::read_to_string(process.path("cgroup").ok()?).ok()?;
     let mut container = parse(&groups)?;
     for path in descriptions(&container.id) {
         if let Some(config) = read(&path) {

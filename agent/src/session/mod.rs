@@ -53,9 +53,10 @@ const MAX_WAITING: usize = 4096;
 const LAST_TABLES: Duration = Duration::from_secs(2);
 
 /// The programs that follow the life of processes, and their tracepoints.
-const LIFE: [(&str, &str); 3] = [
+const LIFE: [(&str, &str); 4] = [
     ("process_fork", "sched_process_fork"),
     ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
     ("process_free", "sched_process_free"),
 ];
 
@@ -227,7 +228,7 @@ impl Loaded {
         })?;
         let tgids = self.initial_ids(&targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
-        let scope: BpfMap<MapData, u32, [u32; 2]> = take(&mut self.ebpf, "TARGETS")?;
+        let scope: BpfMap<MapData, u32, [u64; 3]> = take(&mut self.ebpf, "TARGETS")?;
         let mut attached = Attached {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
@@ -505,7 +506,7 @@ impl Attached {
     fn on_process(&mut self, event: &ProcessRecord) {
         self.events_of_sideband();
         self.on_events_until(event.time);
-        if event.kind == record::EXIT {
+        if event.kind == record::GONE {
             self.keep_maps(event.tgid);
         }
         self.targets.on_process(event);
@@ -532,6 +533,7 @@ impl Attached {
             }
         }
         self.finish_walks(0, sink);
+        self.targets.check_programs();
     }
 
     /// Walks on where more is known now; what has waited for more than `looks` is passed on as it is.

@@ -8,14 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::Target;
 use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
+use agent_ebpf::{Start, Target};
 use aya::maps::{HashMap as BpfMap, MapData};
 
 use super::deferred::Code;
 use super::modules::{Built, Module, Modules, Origin};
 use super::tables::{self, Tables};
-use crate::process::{self, Map, Process, Root};
+use crate::process::identity::{self, Entry};
+use crate::process::{self, FileId, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
 
 /// One process in scope, or one that was.
@@ -29,10 +30,16 @@ pub struct Tracked {
     pub comm: String,
     /// Its program.
     pub exe: Option<String>,
+    /// The file of that.
+    program: Option<FileId>,
     /// Held while it lives and could be opened.
     pub process: Option<Process>,
     /// Whether it has ended.
     pub ended: bool,
+    /// When its last thread ended, in nanoseconds of the monotonic clock: what its id did later was
+    /// another's.
+    pub exited_at: Option<u64>,
+    start: Start,
     origin: Origin,
     /// Slot of its mapping table: 0 while it has none, and perhaps shared.
     slot: u16,
@@ -53,7 +60,7 @@ impl Tracked {
         self.ended
             || match &self.process {
                 Some(process) => process.has_ended(),
-                None => process::is_gone(self.pid),
+                None => !identity::is_running(self.pid, self.start),
             }
     }
 }
@@ -83,6 +90,12 @@ pub enum Error {
     },
 }
 
+/// The path of its program, as it sees it.
+fn shown_program(process: &Process) -> Option<String> {
+    let path = process.exe()?;
+    Some(path.to_string_lossy().into_owned())
+}
+
 fn no_table(mapping: &Mapping) -> bool {
     mapping.module.table == 0
 }
@@ -108,7 +121,7 @@ impl Code for ProcessCode<'_> {
 
 /// The processes in scope and their modules.
 pub struct Targets {
-    scope: BpfMap<MapData, u32, [u32; 2]>,
+    scope: BpfMap<MapData, u32, [u64; 3]>,
     tables: Tables,
     modules: Modules,
     list: Vec<Tracked>,
@@ -127,7 +140,7 @@ impl Targets {
     /// No process yet. `follow`: what they fork is in scope too; `mappings`: what they map is
     /// followed, for the unwinding of their stacks.
     pub fn new(
-        scope: BpfMap<MapData, u32, [u32; 2]>,
+        scope: BpfMap<MapData, u32, [u64; 3]>,
         tables: Tables,
         follow: bool,
         mappings: bool,
@@ -157,14 +170,15 @@ impl Targets {
             true => Some((process::monotonic_ns(), process.maps()?)),
             false => None,
         };
-        let index = self.track(process.pid(), tgid, Some(process), None);
+        let (pid, start) = (process.pid(), process.start());
+        let index = self.track(pid, tgid, start, Some(process), None);
         if let Some((read_at, maps)) = maps {
             self.set_maps(index, maps, read_at)?;
             self.share_table(index);
         }
         self.list[index].flags = flags;
         self.enter_scope(index)?;
-        // One that was reaped meanwhile has passed the program that takes it out of scope.
+        // The program that takes it out of scope may have seen it before.
         if self.list[index]
             .process
             .as_ref()
@@ -192,7 +206,7 @@ impl Targets {
 
     /// Where the files of a process are found: the target's own debug files come first, then
     /// the host's or the agent's container's.
-    fn origin(&mut self, pid: u32, root: &Root) -> Origin {
+    fn origin(&mut self, process: Option<Entry>, root: &Root) -> Origin {
         let known = self.roots.iter().find(|(known, _)| known == root);
         let (root, debug) = match known {
             Some((root, debug)) => (root.clone(), Arc::clone(debug)),
@@ -203,7 +217,11 @@ impl Targets {
                 (root.clone(), debug)
             }
         };
-        Origin { pid, root, debug }
+        Origin {
+            process,
+            root,
+            debug,
+        }
     }
 
     /// `parent`: whose files a process has that is already gone.
@@ -211,6 +229,7 @@ impl Targets {
         &mut self,
         pid: u32,
         tgid: u32,
+        start: Start,
         mut process: Option<Process>,
         parent: Option<usize>,
     ) -> usize {
@@ -220,7 +239,8 @@ impl Targets {
             (None, Some(parent)) => parent.origin.root.clone(),
             (None, None) => Root::default(),
         };
-        let origin = self.origin(pid, &root);
+        let entry = process.as_ref().and_then(Process::entry).cloned();
+        let origin = self.origin(entry, &root);
         if let Some(process) = &mut process {
             process.share_root(&origin.root);
         }
@@ -228,12 +248,12 @@ impl Targets {
             pid,
             tgid,
             comm: stat.map_or_else(|| "?".to_owned(), |stat| stat.comm),
-            exe: process
-                .as_ref()
-                .and_then(Process::exe)
-                .map(|path| path.to_string_lossy().into_owned()),
+            exe: process.as_ref().and_then(shown_program),
+            program: process.as_ref().and_then(Process::program),
             process,
             ended: false,
+            exited_at: None,
+            start,
             origin,
             slot: 0,
             maps: Arc::default(),
@@ -252,10 +272,7 @@ impl Targets {
         let Some(tracked) = self.list.get(index) else {
             return Ok(());
         };
-        let target = Target {
-            table: u32::from(tracked.slot),
-            flags: self.follow_flag() | tracked.flags,
-        };
+        let target = self.target(tracked);
         self.scope
             .insert(tracked.tgid, target.words(), 0)
             .map_err(|source| Error::Scope {
@@ -264,8 +281,18 @@ impl Targets {
             })
     }
 
+    /// A process as the kernel programs know it.
+    fn target(&self, tracked: &Tracked) -> Target {
+        Target {
+            table: u32::from(tracked.slot),
+            flags: self.follow_flag() | tracked.flags,
+            start: tracked.start,
+        }
+    }
+
     /// Replaces what a process has mapped; `read_at` is when it was read.
     fn set_maps(&mut self, index: usize, maps: Vec<Map>, read_at: u64) -> Result<(), Error> {
+        self.look_at_program(index);
         let mut with_modules = Vec::with_capacity(maps.len());
         for map in maps {
             let module = self.module_of(index, &map)?;
@@ -333,7 +360,8 @@ impl Targets {
     /// # Errors
     /// When no slot is left.
     pub fn make_ready(&mut self, program: &Path) -> Result<(), Error> {
-        let origin = self.origin(std::process::id(), &Root::default());
+        let own = Entry::open(std::process::id()).ok();
+        let origin = self.origin(own, &Root::default());
         for map in process::own_maps() {
             let tables = &mut self.tables;
             self.modules.of(&map, &origin, || tables.reserve())?;
@@ -470,6 +498,34 @@ impl Targets {
     /// All modules seen.
     pub fn modules(&self) -> &[Module] {
         self.modules.list()
+    }
+
+    /// Looks whether a process runs another program than was known, which is then known; false also
+    /// where that cannot be seen.
+    fn look_at_program(&mut self, index: usize) -> bool {
+        let Some(tracked) = self.list.get_mut(index) else {
+            return false;
+        };
+        let Some(process) = &tracked.process else {
+            return false;
+        };
+        let program = process.program();
+        if program.is_none() || program == tracked.program {
+            return false;
+        }
+        tracked.program = program;
+        tracked.exe = shown_program(process);
+        true
+    }
+
+    /// Looks at the programs of the living for the last time: the record of an exec may be lost.
+    pub fn check_programs(&mut self) {
+        let all = 0..self.list.len();
+        let changed = all.filter(|&index| self.look_at_program(index)).count() as u64;
+        if changed > 0 {
+            let note = "programs executed that no record told of".to_owned();
+            *self.notes.entry(note).or_default() += changed;
+        }
     }
 
     /// Whether every process has ended.
