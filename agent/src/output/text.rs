@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agent_ebpf::End;
 
 use super::escape;
-use crate::profile::{Accounting, Frame, JIT_MODULE, Profile, Space, Stack, Unnamed};
+use crate::profile::{
+    Accounting, Container, Frame, JIT_MODULE, Profile, Space, Stack, TargetFacts, Unnamed,
+};
 
 /// What kind of code a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -276,9 +278,29 @@ pub fn sampled(profile: &Profile) -> String {
     )
 }
 
-/// The processes in scope, `redis-server 4242`, the first three by name.
+/// Where a process runs: ` in container 0123456789ab`, ` in pod shop-7d4f (container 0123456789ab)`;
+/// empty outside of containers.
+pub fn in_container(container: Option<&Container>) -> String {
+    let Some(container) = container else {
+        return String::new();
+    };
+    let id: String = container.id.chars().take(12).collect();
+    let id = escape::plain(&id);
+    match &container.pod_name {
+        Some(pod) => format!(" in pod {} (container {id})", escape::plain(pod)),
+        None => format!(" in container {id}"),
+    }
+}
+
+/// The processes in scope, `redis-server 4242`, the first three by name, and the container of the
+/// first.
 pub fn targets(profile: &Profile) -> String {
     let targets = &profile.facts.targets;
+    let container = targets.first().and_then(|first| first.container.as_ref());
+    named_targets(targets) + &in_container(container)
+}
+
+fn named_targets(targets: &[TargetFacts]) -> String {
     let shown: Vec<String> = targets
         .iter()
         .take(3)

@@ -132,6 +132,14 @@ impl Targets {
     fn on_exit(&mut self, tgid: u32) {
         if let Some(&index) = self.by_tgid.get(&tgid) {
             let tracked = &mut self.list[index];
+            // One that joined lately may have the id of one whose end is told only now.
+            if tracked
+                .process
+                .as_ref()
+                .is_some_and(|process| !process.has_ended())
+            {
+                return;
+            }
             tracked.ended = true;
             tracked.maps = Arc::default();
             self.tables.give_back(std::mem::take(&mut tracked.slot));
