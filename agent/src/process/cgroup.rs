@@ -119,13 +119,14 @@ impl Group {
         }
         let wanted = prefix.to_owned();
         if found.len() > 1 {
-            let found = list(found.keys());
+            // As many digits as tell them apart.
+            let found = list(found.keys(), wanted.len() + 4);
             return Err(Error::Ambiguous { wanted, found });
         }
         let Some((id, (path, pid))) = found.pop_first() else {
             let known = match others.is_empty() {
                 true => String::new(),
-                false => format!("; there are {}", list(others.keys())),
+                false => format!("; there are {}", list(others.keys(), SHORT_ID)),
             };
             return Err(Error::NoContainer { wanted, known });
         };
@@ -305,13 +306,11 @@ fn unescape(text: &[u8]) -> OsString {
     OsString::from_vec(plain)
 }
 
-/// The first few ids, shortened.
-fn list<'a>(ids: impl ExactSizeIterator<Item = &'a String>) -> String {
+/// The first few ids, each cut after so many digits.
+fn list<'a>(ids: impl ExactSizeIterator<Item = &'a String>, digits: usize) -> String {
     let more = ids.len().saturating_sub(LISTED);
-    let mut shown: Vec<&str> = ids
-        .take(LISTED)
-        .map(|id| id.get(..SHORT_ID).unwrap_or(id))
-        .collect();
+    let shown = ids.take(LISTED);
+    let mut shown: Vec<&str> = shown.map(|id| id.get(..digits).unwrap_or(id)).collect();
     let rest = format!("{more} more");
     if more > 0 {
         shown.push(&rest);
@@ -354,7 +353,7 @@ mod tests {
     #[test]
     fn ids_in_errors_are_short_and_few() {
         let ids: Vec<String> = (0..10).map(|n| format!("{n}").repeat(64)).collect();
-        let text = list(ids.iter());
+        let text = list(ids.iter(), SHORT_ID);
         assert!(text.starts_with("000000000000, 111111111111"), "{text}");
         assert!(text.ends_with("777777777777, 2 more"), "{text}");
     }
