@@ -366,6 +366,21 @@ mod tests {
     }
 
     #[test]
+    fn a_container_is_named_by_its_pod_and_a_short_id() {
+        let mut profile = fixture::profile();
+        let mut container = Container {
+            id: "0123456789abcdef".repeat(4),
+            ..Container::default()
+        };
+        profile.facts.targets[0].container = Some(container.clone());
+        assert_eq!(targets(&profile), "server 4242 in container 0123456789ab");
+        container.pod_name = Some("a\u{1b}[31m".to_owned());
+        let text = in_container(Some(&container));
+        assert!(text.contains("(container 0123456789ab)"), "{text}");
+        assert!(!text.chars().any(escape::is_unsafe), "{text}");
+    }
+
+    #[test]
     fn equal_comms_are_told_apart() {
         let mut profile = fixture::profile();
         let names = process_names(&profile);

@@ -199,7 +199,15 @@ fn the_manifests_ask_for_what_the_agent_needs_and_no_more() {
     let pod = &find("DaemonSet")["spec"]["template"]["spec"];
     assert_eq!(pod["hostPID"], true);
     assert!(pod.get("hostNetwork").is_none());
+    // Nothing of the node but who is in which control group, and that only to read.
+    let paths = pod["volumes"].as_array().unwrap().iter();
+    let paths: Vec<&Value> = paths
+        .filter_map(|volume| volume["hostPath"].get("path"))
+        .collect();
+    assert_eq!(paths, ["/sys/fs/cgroup"]);
     let agent = &pod["containers"][0];
+    assert_eq!(agent["volumeMounts"][0]["name"], "cgroups");
+    assert_eq!(agent["volumeMounts"][0]["readOnly"], true);
     assert_eq!(
         agent["securityContext"]["capabilities"],
         context["capabilities"]

@@ -201,6 +201,16 @@ impl Debugger {
         self
     }
 
+    /// With a directory of the host's, to read only. `/sys/fs/cgroup` is the tree of version 2.
+    pub(super) fn mounting(mut self, directory: &str, destination: &str) -> Debugger {
+        let mount = json!({
+            "destination": destination, "type": "bind", "source": directory, "options": ["bind", "ro"],
+        });
+        fs::create_dir_all(self.bundle.path().join("rootfs").join(&destination[1..])).unwrap();
+        self.config["mounts"].as_array_mut().unwrap().push(mount);
+        self
+    }
+
     /// With a seccomp filter that answers EPERM to these system calls.
     pub(super) fn denying(mut self, syscalls: &[&str]) -> Debugger {
         let rule =

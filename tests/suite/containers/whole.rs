@@ -122,34 +122,34 @@ fn every_probe_looks_at_a_whole_container() {
     );
 }
 
-/// As on a node: the host's processes, but neither its files nor its control groups.
+/// As on a node: the host's processes, but none of its files; its control groups only for `--cgroup`.
 #[test]
-fn a_container_is_found_without_the_hosts_control_groups() {
+fn a_container_is_looked_at_from_one_that_sees_the_hosts_processes() {
     if host_only(NO_CRUN) {
         return;
     }
     let _alone = alone();
     let container = Container::start();
-    let arguments = [
-        "profile",
-        "--container",
-        &container.id,
-        "-d",
-        "1s",
-        "-o",
-        "-",
-        "--format",
-        "json",
-    ];
-    let output = Debugger::beside(&container, Shared::HostPids).run_well(&arguments);
-    let profile: Profile = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(
-        profile.facts.targets[0].pid,
-        container.pid,
-        "{}",
-        said(&output)
-    );
-    profile.assert_names(&["settle"]);
+    let debugger = || Debugger::beside(&container, Shared::HostPids);
+    let name = format!("/crun-{}", container.id);
+    for (debugger, whom) in [
+        (debugger(), ["--container", &container.id]),
+        (
+            debugger().mounting("/sys/fs/cgroup", "/host/cgroup"),
+            ["--cgroup", &name],
+        ),
+    ] {
+        let how = ["profile", "-d", "1s", "-o", "-", "--format", "json"];
+        let output = debugger.run_well(&[&how[..], &whom].concat());
+        let profile: Profile = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            profile.facts.targets[0].pid,
+            container.pid,
+            "{}",
+            said(&output)
+        );
+        profile.assert_names(&["settle"]);
+    }
 }
 
 #[test]
