@@ -11,6 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The profile that it is built with.
+const PROFILE: &str = "packaged";
 /// What the file is built for.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Most bytes of the file.
@@ -69,7 +71,7 @@ fn build() -> Result<PathBuf> {
             "build",
             "--locked",
             "--profile",
-            "dist",
+            PROFILE,
             "--package",
             "agent",
         ])
@@ -77,7 +79,7 @@ fn build() -> Result<PathBuf> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f".as_ref()))
         .env_remove("RUSTFLAGS");
     command::run(&mut build)?;
-    Ok(target().join(TRIPLE).join("dist").join(BINARY))
+    Ok(target().join(TRIPLE).join(PROFILE).join(BINARY))
 }
 
 /// Has the compiler write another path instead of one of this machine.
