@@ -1,6 +1,7 @@
 //! A read-only view of a process through `/proc` (proc(5)): what it is, what it has mapped, and
 //! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
 
+pub mod cgroup;
 pub mod container;
 pub mod descriptor;
 pub mod identity;
@@ -33,7 +34,7 @@ pub use root::Root;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is none with this id.
-    #[error("there is no process {0}; `ps -e` lists those that run")]
+    #[error("there is no process {0}{hint}", hint = not_found_hint())]
     NotFound(u32),
     /// It is a thread of another process.
     #[error("{tid} is a thread of process {pid}; use --pid {pid}")]
@@ -83,6 +84,17 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+}
+
+/// Where to find the id of a process that runs.
+fn not_found_hint() -> &'static str {
+    if in_initial_pid_namespace() {
+        "; `ps -e` lists those that run"
+    } else {
+        " in this PID namespace, which has numbers of its own: in a container another container's processes are \
+         seen only with `kubectl debug --target=CONTAINER`, `docker run --pid=container:NAME` or the host's PID \
+         namespace"
+    }
 }
 
 /// A process held by a pidfd and its directory in `/proc`: another one that has its id later is

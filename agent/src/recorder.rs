@@ -282,6 +282,8 @@ pub(crate) fn meta(
             pid: first.pid,
             comm: first.comm,
             exe: first.exe,
+            container: first.container,
+            cgroup: first.cgroup,
             processes: facts.targets.len(),
             ..target
         },

@@ -15,6 +15,7 @@ mod accounting;
 mod bad_input;
 mod browser;
 mod completeness;
+mod containers;
 mod diff;
 mod elf;
 mod harness;

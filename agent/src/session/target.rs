@@ -15,6 +15,7 @@ use aya::maps::{HashMap as BpfMap, MapData};
 use super::deferred::Code;
 use super::modules::{Built, Module, Modules, Origin};
 use super::tables::{self, Tables};
+use crate::process::container::Place;
 use crate::process::identity::{self, Entry};
 use crate::process::{self, FileId, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
@@ -40,6 +41,8 @@ pub struct Tracked {
     /// another's.
     pub exited_at: Option<u64>,
     start: Start,
+    /// Where it runs: looked up for the first process only.
+    pub place: Place,
     origin: Origin,
     /// Slot of its mapping table: 0 while it has none, and perhaps shared.
     slot: u16,
@@ -95,6 +98,12 @@ fn shown_program(process: &Process) -> Option<String> {
     let path = process.exe()?;
     Some(path.to_string_lossy().into_owned())
 }
+/// What is said of processes that were found in the control group while the run went on.
+const JOINED: &str =
+    "processes that joined the control group (what they did before they were found is missing)";
+
+/// What is said of those that were refused.
+const LEFT_OUT: &str = "processes of the control group left out (--pid with one of them says why)";
 
 fn no_table(mapping: &Mapping) -> bool {
     mapping.module.table == 0
@@ -189,6 +198,34 @@ impl Targets {
         Ok(())
     }
 
+    /// Takes a process into scope that was found while the run goes on.
+    ///
+    /// # Errors
+    /// As [`Targets::add`].
+    pub fn join(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
+        if self.scope.get(&tgid, 0).is_ok() {
+            // Forked by one in scope, and so itself: the record of it is on its way.
+            return Ok(());
+        }
+        self.add(process, tgid, 0)?;
+        *self.notes.entry(JOINED.to_owned()).or_default() += 1;
+        Ok(())
+    }
+
+    /// Whether the process that the agent sees as `pid` is in scope and lives.
+    pub fn has(&self, pid: u32) -> bool {
+        let tracked = self
+            .by_pid
+            .get(&pid)
+            .and_then(|&index| self.list.get(index));
+        tracked.is_some_and(|tracked| !tracked.is_over())
+    }
+
+    /// Counts a process of the control group that was refused.
+    pub fn leave_out(&mut self) {
+        *self.notes.entry(LEFT_OUT.to_owned()).or_default() += 1;
+    }
+
     /// Servers of many processes forked them all from one: those that map the same share a table.
     fn share_table(&mut self, index: usize) {
         let maps = Arc::clone(&self.list[index].maps);
@@ -244,6 +281,10 @@ impl Targets {
         if let Some(process) = &mut process {
             process.share_root(&origin.root);
         }
+        let place = match &process {
+            Some(process) if self.list.is_empty() => Place::of(process),
+            _ => Place::default(),
+        };
         self.list.push(Tracked {
             pid,
             tgid,
@@ -254,6 +295,7 @@ impl Targets {
             ended: false,
             exited_at: None,
             start,
+            place,
             origin,
             slot: 0,
             maps: Arc::default(),

@@ -155,6 +155,14 @@ impl Targets {
     fn on_gone(&mut self, event: &ProcessRecord) {
         if let Some(index) = self.subject(event) {
             let tracked = &mut self.list[index];
+            // One that joined lately may have the id of one whose end is told only now.
+            if tracked
+                .process
+                .as_ref()
+                .is_some_and(|process| !process.has_ended())
+            {
+                return;
+            }
             tracked.ended = true;
             tracked.exited_at.get_or_insert(event.time);
             tracked.origin.process = None;
