@@ -132,13 +132,13 @@ fn what_works_is_said_to_work() {
 #[test]
 fn missing_capabilities() {
     let public = Public::new();
-    let found = examine(public.doctor().as_user(&[]));
+    let found = examine(public.doctor().by_user(&[]));
     found.assert_all_blocked("capability", &["CAP_BPF, CAP_PERFMON", "sudo"]);
     for (held, missing) in [(BPF, "CAP_PERFMON"), (PERFMON, "CAP_BPF")] {
-        let found = examine(public.doctor().as_user(&[held]));
+        let found = examine(public.doctor().by_user(&[held]));
         found.assert_all_blocked("capability", &[missing]);
         assert_commands_refuse(
-            |name| public.agent(name).as_user(&[held]),
+            |name| public.agent(name).by_user(&[held]),
             &[missing, "sudo"],
         );
     }
@@ -182,7 +182,7 @@ fn perf_event_paranoid() {
     let call = libc::SYS_perf_event_open;
     let confined = |name: &str| {
         let agent = public.agent(name).refusing(call, answer, Some(8));
-        agent.as_user(&[BPF, PERFMON, SYS_PTRACE])
+        agent.by_user(&[BPF, PERFMON, SYS_PTRACE])
     };
     let found = examine(confined("doctor").args(["--format", "json", "profile"]));
     assert_eq!(found.code, BLOCKED, "{}", found.report);
@@ -205,7 +205,7 @@ fn the_kernels_symbols_are_hidden() {
         (found.code, state.to_owned(), texts)
     };
     let public = Public::new();
-    let user = || public.doctor().as_user(&[BPF, PERFMON]);
+    let user = || public.doctor().by_user(&[BPF, PERFMON]);
     {
         let _restrict = Sysctl::set("kptr_restrict", "2");
         let (code, state, texts) = names(public.doctor());
@@ -222,7 +222,7 @@ fn the_kernels_symbols_are_hidden() {
     assert_eq!((code, &*state), (DEGRADED, "degraded"), "{texts}");
     assert!(texts.contains("CAP_SYSLOG") && texts.contains("perf_event_paranoid is 2"));
     assert_eq!(
-        names(public.doctor().as_user(&[BPF, PERFMON, SYSLOG])).1,
+        names(public.doctor().by_user(&[BPF, PERFMON, SYSLOG])).1,
         "works"
     );
 }
@@ -291,7 +291,7 @@ fn little_locked_memory() {
     let agent = public
         .doctor()
         .with_little_locked_memory()
-        .as_user(&[BPF, PERFMON, SYS_PTRACE]);
+        .by_user(&[BPF, PERFMON, SYS_PTRACE]);
     let found = examine(agent);
     if release.starts_with("5.10.") {
         found.assert_all_blocked("memlock", &["64 KiB", "ulimit -l unlimited"]);
@@ -330,7 +330,7 @@ fn a_hidden_process() {
     let public = Public::new();
     let target = Target::spawn("idle", &[]);
     let pid = target.pid().to_string();
-    let hidden = |name: &str| public.agent(name).hidepid().as_user(&[BPF, PERFMON]);
+    let hidden = |name: &str| public.agent(name).hidepid().by_user(&[BPF, PERFMON]);
     let found = examine(hidden("doctor").args(["tcp", "--format", "json", "--pid", &pid]));
     let (state, names, texts) = told(&found.report["target"]);
     assert_eq!((state, names), ("blocked", vec!["hidepid"]), "{texts}");
@@ -386,7 +386,7 @@ fn files_of_another_user() {
     let target = Target::run(Command::new(&copy).arg(LIFE).uid(owner).gid(owner));
     let public = Public::new();
     let doctor = |capabilities: &[u32]| {
-        let agent = public.doctor().as_user(capabilities);
+        let agent = public.doctor().by_user(capabilities);
         examine(agent.args(["profile", "--pid", &target.pid().to_string()]))
     };
     let found = doctor(&[BPF, PERFMON]);

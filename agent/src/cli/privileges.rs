@@ -25,7 +25,7 @@ pub struct Privileges {
 pub fn check(probe: Probe, target: &TargetSpec, stacks: bool) -> Result<(), preflight::Error> {
     match &target.scope {
         Scope::Processes(pids) if stacks => preflight::check(probe, pids),
-        Scope::Processes(_) | Scope::Command(_) => preflight::check(probe, &[]),
+        _ => preflight::check(probe, &[]),
     }
 }
 

@@ -118,7 +118,7 @@ fn files(
     mapped.dedup_by_key(|map| map.file);
     let opened = |map: &&&crate::process::Map| {
         let root = process.root();
-        root.open_mapped(process.pid(), map).is_none()
+        root.open_mapped(process.entry(), map).is_none()
     };
     let closed: Vec<String> = mapped.iter().filter(opened).map(|map| map.name()).collect();
     if let Some(first) = closed.first() {

@@ -120,6 +120,7 @@ fn own_target() -> Target {
     Target {
         pid: std::process::id(),
         comm: "agent".to_owned(),
+        ..Target::default()
     }
 }
 

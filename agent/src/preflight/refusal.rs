@@ -31,10 +31,13 @@ pub struct Refusal {
     pub errno: i32,
 }
 
+/// The reason and what helps.
+type Found = Option<(String, Option<String>)>;
+
 /// A cause that a refusal may have.
 struct Suspect {
     id: &'static str,
-    find: fn(&Facts, Refusal) -> Option<(String, Option<String>)>,
+    find: fn(&Facts, Refusal) -> Found,
 }
 
 /// The likelier ones first.
@@ -103,7 +106,7 @@ fn is_no(errno: i32) -> bool {
     matches!(errno, libc::EPERM | libc::EACCES)
 }
 
-fn memlock(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn memlock(facts: &Facts, refusal: Refusal) -> Found {
     let limit = facts.memlock_bytes?;
     let charged = facts.version < (5, 11) && refusal.errno == libc::EPERM;
     (charged && matches!(refusal.operation, Operation::Map | Operation::Program)).then(|| {
@@ -117,7 +120,7 @@ fn memlock(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> 
 }
 
 /// Debian's and Ubuntu's kernels know levels above 2, at which `CAP_PERFMON` may not be enough.
-fn paranoid(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn paranoid(facts: &Facts, refusal: Refusal) -> Found {
     let level = facts.perf_event_paranoid.filter(|&level| level > 2)?;
     let fits = refusal.operation == Operation::PerfEvent && is_no(refusal.errno);
     (fits && !facts.capabilities.contains(Cap::SysAdmin)).then(|| {
@@ -130,7 +133,7 @@ fn paranoid(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)>
     })
 }
 
-fn perf_ring(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn perf_ring(facts: &Facts, refusal: Refusal) -> Found {
     (refusal.operation == Operation::PerfRing && is_no(refusal.errno)).then(|| {
         let limit = facts.perf_event_mlock_kb.unwrap_or_default();
         let reason = format!(
@@ -142,7 +145,7 @@ fn perf_ring(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)
     })
 }
 
-fn open_files(_: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn open_files(_: &Facts, refusal: Refusal) -> Found {
     (refusal.errno == libc::EMFILE).then(|| {
         let reason = "the limit of open files is used up: each CPU takes two, each process and each \
                       mapped file one";
@@ -150,7 +153,7 @@ fn open_files(_: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
     })
 }
 
-fn kernel_config(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn kernel_config(facts: &Facts, refusal: Refusal) -> Found {
     let reason = match (refusal.operation, refusal.errno) {
         (_, libc::ENOSYS) => {
             "this kernel lacks the system call (CONFIG_BPF_SYSCALL, \
@@ -171,7 +174,7 @@ fn kernel_config(facts: &Facts, refusal: Refusal) -> Option<(String, Option<Stri
     Some((reason.to_owned(), Some(fix)))
 }
 
-fn memory(_: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn memory(_: &Facts, refusal: Refusal) -> Found {
     matches!(refusal.errno, libc::ENOMEM | libc::ENOSPC).then(|| {
         let reason = "the kernel has no memory for it, or the container's limit of memory is \
                       reached (BPF maps count, from 5.11 on)";
@@ -180,7 +183,7 @@ fn memory(_: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
     })
 }
 
-fn filter(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn filter(facts: &Facts, refusal: Refusal) -> Found {
     (facts.seccomp && is_no(refusal.errno)).then(|| {
         let reason = "a seccomp filter is in force, and may refuse this call by its arguments";
         let fix = "start the container with --security-opt seccomp=unconfined";
@@ -188,7 +191,7 @@ fn filter(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
     })
 }
 
-fn security_module(facts: &Facts, refusal: Refusal) -> Option<(String, Option<String>)> {
+fn security_module(facts: &Facts, refusal: Refusal) -> Found {
     let modules = facts.security_modules.as_deref()?;
     let strict = ["selinux", "apparmor", "smack", "tomoyo", "bpf"];
     let active: Vec<&str> = modules

@@ -13,6 +13,8 @@ pub enum Cap {
     DacOverride = 1,
     /// Read any file.
     DacReadSearch = 2,
+    /// Act as the owner of any file.
+    Fowner = 3,
     /// Send signals to another user's processes.
     Kill = 5,
     /// Change the bounding set.
@@ -37,10 +39,11 @@ pub enum Cap {
 
 impl Cap {
     /// All that are known here.
-    pub const ALL: [Cap; 13] = [
+    pub const ALL: [Cap; 14] = [
         Cap::Chown,
         Cap::DacOverride,
         Cap::DacReadSearch,
+        Cap::Fowner,
         Cap::Kill,
         Cap::SetPcap,
         Cap::SysPtrace,
@@ -59,6 +62,7 @@ impl Cap {
             Cap::Chown => "CHOWN",
             Cap::DacOverride => "DAC_OVERRIDE",
             Cap::DacReadSearch => "DAC_READ_SEARCH",
+            Cap::Fowner => "FOWNER",
             Cap::Kill => "KILL",
             Cap::SetPcap => "SETPCAP",
             Cap::SysPtrace => "SYS_PTRACE",

@@ -41,7 +41,7 @@ impl Agent {
     }
 
     /// Runs it as [`USER`] with these capabilities only, as ambient ones.
-    pub(crate) fn as_user(self, capabilities: &[u32]) -> Agent {
+    pub(crate) fn by_user(self, capabilities: &[u32]) -> Agent {
         let owner = Some(USER);
         std::os::unix::fs::chown(self.directory(), owner, owner).unwrap();
         let capabilities = capabilities.to_vec();
