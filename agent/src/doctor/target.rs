@@ -100,7 +100,8 @@ fn foreign_root(facts: &Facts) -> Problem {
         check: if lacks { "capability" } else { "target" },
         effect: Effect::Degrades,
         reason: format!(
-            "its root directory cannot be opened ({why}): files of a container are not found, and              its program and descriptors have no names"
+            "its root directory cannot be opened ({why}): files of a container are not found, and \
+             its program and descriptors have no names"
         ),
         fix: lacks.then(|| privileges::how_to_get(&[Cap::SysPtrace], facts)),
     }
