@@ -192,8 +192,7 @@ impl Process {
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let entry = Entry::open(pid).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound if ended(&pidfd) => Error::NotFound(pid),
-            io::ErrorKind::NotFound => Error::Hidden(pid),
+            io::ErrorKind::NotFound => Error::NotFound(pid),
             _ => Error::Read {
                 path: proc_path(pid, ""),
                 source,
@@ -210,7 +209,11 @@ impl Process {
             held: Some((pidfd, entry)),
             start: Start::default(),
         };
-        let stat = process.stat()?;
+        let stat = match process.stat() {
+            // Its directory can be held, but not looked into.
+            Err(Error::NotFound(_)) if !process.has_ended() => return Err(Error::Hidden(pid)),
+            stat => stat?,
+        };
         process.start = identity::start(stat.start_time);
         if stat.flags & PF_KTHREAD != 0 {
             return Err(Error::KernelThread {
