@@ -292,7 +292,8 @@ impl Failures {
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
         let taken = match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
             Some(record::SYSCALL) => {
-                arguments::decode(bytes, &self.specs, targets).map(|(key, known)| {
+                let process = |tgid| targets.list().get(targets.find(tgid)?)?.process.as_ref();
+                arguments::decode(bytes, &self.specs, process).map(|(key, known)| {
                     self.known.insert(key, known);
                 })
             }
@@ -342,6 +343,13 @@ pub fn target_facts(tracked: &Tracked) -> TargetFacts {
         comm: tracked.comm.clone(),
         exe: tracked.exe.clone(),
     }
+}
+
+/// What a record of a failing call says, with no process to ask.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn described(bytes: &[u8]) -> Option<String> {
+    let decoded = arguments::decode(bytes, &table::all(MAX_NUMBERS), |_| None);
+    decoded.map(|(_, known)| known.value)
 }
 
 /// The hash of a stack, the process it was first seen in, and its frames.
