@@ -51,9 +51,8 @@ pub const TARGETS: &[Target] = &[
 
 /// An `.eh_frame` section of a file with 64 KiB of code: CFI to rows.
 pub fn cfi(bytes: &[u8]) {
-    let code = vec![0xcc; 1 << 16];
-    let image = Image::new(&[(".text", &code), (".eh_frame", bytes)]).bytes();
-    table::check(&image);
+    let image = Image::new(&[(".text", &[0xcc]), (".eh_frame", bytes)]);
+    table::check(&image.in_memory(1 << 16).bytes());
 }
 
 /// Instructions without unwind information.
@@ -76,8 +75,8 @@ fn segments_of(bytes: &[u8]) -> Vec<elf::Segment> {
 
 /// `.gopclntab`, for unwinding and for names.
 pub fn gopclntab(bytes: &[u8]) {
-    let code = vec![0x90; 4096];
-    let image = Image::new(&[(".text", &code), (".gopclntab", bytes)]).bytes();
+    let image = Image::new(&[(".text", &[0xcc]), (".gopclntab", bytes)]);
+    let image = image.in_memory(1 << 16).bytes();
     table::check(&image);
     let addresses: Vec<u64> = (0..32).map(|i| image::BASE + i * 128).collect();
     symbolize::fuzz::go_sites(image.as_slice(), &addresses);
@@ -93,23 +92,25 @@ pub fn symbolize(bytes: &[u8]) {
     name(bytes, addresses);
 }
 
+/// The sections of debug information, in the order of the input.
+const DEBUG_SECTIONS: [&str; 9] = [
+    ".debug_info",
+    ".debug_abbrev",
+    ".debug_str",
+    ".debug_line",
+    ".debug_line_str",
+    ".debug_ranges",
+    ".debug_rnglists",
+    ".debug_addr",
+    ".debug_str_offsets",
+];
+
 /// Sections of debug information, each behind its length, of a file with a page of code.
 pub fn debug_info(bytes: &[u8]) {
-    const NAMES: [&str; 9] = [
-        ".debug_info",
-        ".debug_abbrev",
-        ".debug_str",
-        ".debug_line",
-        ".debug_line_str",
-        ".debug_ranges",
-        ".debug_rnglists",
-        ".debug_addr",
-        ".debug_str_offsets",
-    ];
     let code = [0xcc; 4096];
     let mut sections = vec![(".text", code.as_slice())];
     let mut rest = bytes;
-    for name in NAMES {
+    for name in DEBUG_SECTIONS {
         let Some((length, after)) = rest.split_first_chunk() else {
             break;
         };

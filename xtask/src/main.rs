@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod command;
 mod ebpf;
+mod fuzz;
 mod programs;
 mod setup;
 mod test;
@@ -37,6 +38,8 @@ enum Task {
     Ci,
     /// Measure the agent beside its peers; a full run goes into docs/benchmarks.md
     Bench(bench::Args),
+    /// Feed hostile bytes to every parser of outside input
+    Fuzz(fuzz::Args),
     /// Run the end-to-end tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -59,6 +62,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Programs => eprintln!("{} programs are ready", programs::build()?),
         Task::Bench(args) => bench::run(&args)?,
         Task::Ci => ci::run()?,
+        Task::Fuzz(args) => fuzz::run(&args)?,
         Task::Vm(args) => vm::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@ const HEADERS: (u64, u64, u64) = (64, 56, 64);
 /// An ELF file of one executable segment, which begins with its first section's bytes.
 pub(super) struct Image<'a> {
     sections: Vec<(&'a str, &'a [u8])>,
+    memory: u64,
 }
 
 impl<'a> Image<'a> {
@@ -15,7 +16,13 @@ impl<'a> Image<'a> {
     pub(super) fn new(sections: &[(&'a str, &'a [u8])]) -> Self {
         Self {
             sections: sections.to_vec(),
+            memory: 0,
         }
+    }
+
+    /// With so many bytes of code in memory, most of which are not in the file.
+    pub(super) fn in_memory(self, memory: u64) -> Self {
+        Self { memory, ..self }
     }
 
     /// The file. Its code begins at [`BASE`].
@@ -53,7 +60,15 @@ impl<'a> Image<'a> {
             .first()
             .map_or(0, |(_, bytes)| bytes.len() as u64);
         let mut image = file_header(start + contents.len() as u64, headers.len() as u64);
-        for word in [1 | 5 << 32, start, BASE, BASE, code, code, 0x1000] {
+        for word in [
+            1 | 5 << 32,
+            start,
+            BASE,
+            BASE,
+            code,
+            code.max(self.memory),
+            0x1000,
+        ] {
             image.extend_from_slice(&word.to_le_bytes());
         }
         image.extend_from_slice(&contents);

@@ -348,8 +348,9 @@ pub fn target_facts(tracked: &Tracked) -> TargetFacts {
 /// What a record of a failing call says, with no process to ask.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn described(bytes: &[u8]) -> Option<String> {
-    let decoded = arguments::decode(bytes, &table::all(MAX_NUMBERS), |_| None);
-    decoded.map(|(_, known)| known.value)
+    static SPECS: std::sync::OnceLock<Vec<Spec>> = std::sync::OnceLock::new();
+    let specs = SPECS.get_or_init(|| table::all(MAX_NUMBERS));
+    arguments::decode(bytes, specs, |_| None).map(|(_, known)| known.value)
 }
 
 /// The hash of a stack, the process it was first seen in, and its frames.
