@@ -78,7 +78,7 @@ pub fn gopclntab(bytes: &[u8]) {
     let image = Image::new(&[(".text", &[0xcc]), (".gopclntab", bytes)]);
     let image = image.in_memory(1 << 16).bytes();
     table::check(&image);
-    let addresses: Vec<u64> = (0..32).map(|i| image::BASE + i * 128).collect();
+    let addresses: Vec<u64> = (0..32).map(|i| image::BASE + i * 8).collect();
     symbolize::fuzz::go_sites(image.as_slice(), &addresses);
 }
 
@@ -119,7 +119,7 @@ pub fn debug_info(bytes: &[u8]) {
         sections.push((name, section));
         rest = after;
     }
-    let addresses = (0..32).map(|i| image::BASE + i * 128).collect();
+    let addresses = (0..32).map(|i| image::BASE + i * 8).collect();
     name(&Image::new(&sections).bytes(), addresses);
 }
 
