@@ -2,10 +2,12 @@
 
 /// Virtual address of the first byte of the file.
 pub(super) const BASE: u64 = 0x1000;
+/// Added to [`BASE`] for what is no code, which has a segment of its own.
+const DATA: u64 = 1 << 20;
 /// Bytes of a file's header, of a segment's and of a section's.
 const HEADERS: (u64, u64, u64) = (64, 56, 64);
 
-/// An ELF file of one executable segment, which begins with its first section's bytes.
+/// An ELF file of two segments: its first section, which is executable, and all others.
 pub(super) struct Image<'a> {
     sections: Vec<(&'a str, &'a [u8])>,
     memory: u64,
@@ -30,10 +32,13 @@ impl<'a> Image<'a> {
         let mut names = vec![0];
         let mut contents = Vec::new();
         let mut headers = vec![[0; 8]];
-        let start = HEADERS.0 + HEADERS.1;
+        let start = HEADERS.0 + 2 * HEADERS.1;
         for &(name, bytes) in &self.sections {
             let at = contents.len() as u64;
-            let (kind, flags) = (1, if headers.len() == 1 { 6 } else { 2 });
+            let (kind, flags, address) = match headers.len() {
+                1 => (1, 6, BASE),
+                _ => (1, 2, BASE + DATA + at),
+            };
             let name_at = names.len() as u64;
             names.extend_from_slice(name.as_bytes());
             names.push(0);
@@ -41,7 +46,7 @@ impl<'a> Image<'a> {
             headers.push([
                 kind << 32 | name_at,
                 flags,
-                BASE + at,
+                address,
                 start + at,
                 size,
                 0,
@@ -60,15 +65,19 @@ impl<'a> Image<'a> {
             .first()
             .map_or(0, |(_, bytes)| bytes.len() as u64);
         let mut image = file_header(start + contents.len() as u64, headers.len() as u64);
-        for word in [
+        let data = contents.len() as u64 - code;
+        let code_segment = [
             1 | 5 << 32,
             start,
             BASE,
             BASE,
             code,
             code.max(self.memory),
-            0x1000,
-        ] {
+            1,
+        ];
+        let address = BASE + DATA + code;
+        let data_segment = [1 | 4 << 32, start + code, address, address, data, data, 1];
+        for word in code_segment.into_iter().chain(data_segment) {
             image.extend_from_slice(&word.to_le_bytes());
         }
         image.extend_from_slice(&contents);
@@ -79,11 +88,12 @@ impl<'a> Image<'a> {
     }
 }
 
-/// The header of a shared object with one segment and its section headers at this offset.
+/// The header of a shared object with two segments and its section headers at this offset.
 fn file_header(sections_at: u64, sections: u64) -> Vec<u8> {
     let mut header = b"\x7fELF\x02\x01\x01".to_vec();
     header.resize(16, 0);
     let kind_and_machine = 3 | 62 << 16 | 1 << 32;
+    let segments = 2;
     let counts = (sections << 32) | (sections - 1) << 48;
     let sizes = 0x40 << 32 | HEADERS.1 << 48;
     for word in [
@@ -92,7 +102,7 @@ fn file_header(sections_at: u64, sections: u64) -> Vec<u8> {
         HEADERS.0,
         sections_at,
         sizes,
-        1 | HEADERS.2 << 16 | counts,
+        segments | HEADERS.2 << 16 | counts,
     ] {
         header.extend_from_slice(&word.to_le_bytes());
     }

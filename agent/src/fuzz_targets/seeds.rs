@@ -241,7 +241,7 @@ fn compile(directory: &Path, flags: &str) -> PathBuf {
 }
 
 /// A table of two Go functions, in the layout of Go 1.18 or 1.20.
-fn go_table(magic: u32) -> Vec<u8> {
+pub(super) fn go_table(magic: u32) -> Vec<u8> {
     let names = b"main.main\0runtime.goexit\0".to_vec();
     let steps = vec![0, 2, 0x10, 4, 0x20, 0, 0, 0];
     let parts = [names, vec![0; 4], b"a.go\0".to_vec(), steps];

@@ -7,7 +7,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use super::TARGETS;
+use super::image::{self, Image};
+use super::{TARGETS, seeds};
+use crate::elf::Headers;
+use crate::unwind;
 
 thread_local! {
     /// Panics of this thread, those too that the parsers catch.
@@ -108,4 +111,24 @@ fn every_target_has_a_program() {
         .collect();
     files.sort();
     assert!(files.iter().eq(TARGETS.iter().map(|(name, _)| name)));
+}
+
+#[test]
+fn the_images_lead_the_parsers_to_their_sections() {
+    let code = [0x55, 0x48, 0x89, 0xe5, 0x5d, 0xc3];
+    let table = seeds::go_table(0xffff_fff1);
+    let image = Image::new(&[(".text", &code), (".gopclntab", &table)]);
+    let image = image.in_memory(1 << 16).bytes();
+    let table = unwind::build_from_bytes(&image).unwrap();
+    assert_eq!(table.module.base, image::BASE);
+    // The rows of the first 256 bytes: the functions' depths, which no sweep over six bytes gives.
+    let rows = table.blocks[0][0] & 0xff;
+    assert!(rows >= 4, "{rows} rows");
+    let headers = Headers::read(image.as_slice()).unwrap();
+    let names: Vec<_> = headers
+        .sections
+        .iter()
+        .map(|section| section.name.as_str())
+        .collect();
+    assert_eq!(names, ["", ".text", ".gopclntab", ".shstrtab"]);
 }
