@@ -8,7 +8,9 @@ use std::process::Command;
 
 use agent_ebpf::record;
 
-use crate::bundle::{self, Form};
+use crate::bundle::Form;
+use crate::bundle::zip::Writer;
+use crate::capture::{Capture, SCHEMA};
 use crate::elf::{self, Headers};
 use crate::output::Format;
 use crate::output::fixture::{self, capture};
@@ -58,19 +60,35 @@ fn seeds_are_written() {
 }
 
 fn captures(seeds: &Seeds) {
-    let mut small = capture::capture();
-    small.connections.drain(1..28);
-    small.syscalls.drain(1..28);
-    for (name, capture) in [("capture", small), ("hostile", capture::hostile())] {
-        seeds.put("zip", name, &bundle::write(&capture).unwrap());
+    let (mut whole, mut interval) = (capture::capture(), capture::capture());
+    whole.connections.drain(..30);
+    whole.syscalls.drain(..30);
+    interval.connections.truncate(1);
+    interval.syscalls.truncate(1);
+    let hostile = Capture {
+        profile: fixture::hostile(),
+        ..Capture::default()
+    };
+    for (name, mut capture) in [
+        ("whole", whole),
+        ("interval", interval),
+        ("hostile", hostile),
+    ] {
+        capture.meta.schema = SCHEMA.into();
         let form = |form: Form| form.render(&capture).unwrap();
         let documents = [
-            Form::Meta,
-            Form::Profile(Format::Json),
-            Form::Connections,
-            Form::Syscalls,
+            ("meta.json", Form::Meta),
+            ("profile.json", Form::Profile(Format::Json)),
+            ("connections.json", Form::Connections),
+            ("syscalls.json", Form::Syscalls),
         ];
-        seeds.put("bundle", name, &documents.map(form).join(&0));
+        let mut writer = Writer::new(Vec::new(), 0);
+        for (entry, document) in documents {
+            writer.add(entry, &form(document)).unwrap();
+        }
+        seeds.put("zip", name, &writer.finish().unwrap());
+        let bytes = documents.map(|(_, document)| form(document)).join(&0);
+        seeds.put("bundle", name, &bytes);
         seeds.put("folded", name, &form(Form::Profile(Format::Folded)));
         let packed = form(Form::Profile(Format::Pprof));
         let mut unpacked = Vec::new();

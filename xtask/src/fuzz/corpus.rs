@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Longest input that is kept, in bytes.
-const MAX_INPUT: u64 = 6 << 10;
+const MAX_INPUT: u64 = 10 << 10;
 /// Most bytes that are kept of a target: all together stay below 1 MiB.
 const MAX_TOTAL: u64 = 48 << 10;
 
