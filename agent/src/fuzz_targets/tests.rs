@@ -52,6 +52,16 @@ fn kept(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
+fn a_panic_is_noticed_where_it_is_caught_too() {
+    count_panics();
+    fn caught(_: &[u8]) {
+        let _ = panic::catch_unwind(|| panic!("on purpose"));
+    }
+    assert!(!survives(caught, &[]));
+    assert!(survives(|_| {}, &[]));
+}
+
+#[test]
 fn every_kept_input_is_survived() {
     count_panics();
     for (name, target) in TARGETS {

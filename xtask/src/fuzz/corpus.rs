@@ -36,7 +36,7 @@ pub(super) fn keep(program: &Path, sources: &[PathBuf], kept: &Path) -> Result<(
     fs::create_dir_all(&merged).with_context(|| format!("cannot make {}", merged.display()))?;
     command::run(
         Command::new(program)
-            .args(["-merge=1", "-timeout=25"])
+            .args(["-set_cover_merge=1", "-use_counters=0", "-timeout=25"])
             .arg(&merged)
             .arg(kept)
             .args(sources)
