@@ -487,7 +487,7 @@ pub fn in_initial_pid_namespace() -> bool {
 }
 
 /// `PID (COMM) STATE PPID …`; the name may hold blanks and parentheses.
-fn parse_stat(text: &[u8]) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
     let open = text.iter().position(|&byte| byte == b'(')?;
     let close = text.iter().rposition(|&byte| byte == b')')?;
     let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
@@ -505,7 +505,7 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
 }
 
 /// `START-END PERM OFFSET MAJOR:MINOR INODE  PATH`, executable ones only.
-fn parse_map(line: &[u8]) -> Option<Map> {
+pub(crate) fn parse_map(line: &[u8]) -> Option<Map> {
     let mut fields = line.splitn(6, |&byte| byte == b' ');
     let mut text = || std::str::from_utf8(fields.next()?).ok();
     let (start, end) = text()?.split_once('-')?;
