@@ -5,6 +5,7 @@ pub mod live;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +16,7 @@ use crate::process;
 use crate::profile::{Frame, FrameId, ModuleFacts, Profile, Space, Stack, Unnamed};
 use crate::session::target::{Targets, Tracked};
 use crate::symbolize::debug_files::DebugRoots;
-use crate::symbolize::{self, Budget};
+use crate::symbolize::{self, Budget, NotTrusted};
 
 /// Threads that name modules.
 const WORKERS: usize = 2;
@@ -130,6 +131,8 @@ struct Work {
     place: Place,
     addresses: Vec<u64>,
     source: Source,
+    /// Why a source that is there is not used.
+    refused: Option<String>,
 }
 
 /// Where names come from, opened already.
@@ -152,10 +155,12 @@ struct Named {
     addresses: Vec<u64>,
     frames: Vec<Vec<Frame>>,
     facts: Option<ModuleFacts>,
+    refused: Option<String>,
 }
 
 impl Work {
     fn of(place: Place, addresses: Vec<u64>, targets: &Targets) -> Self {
+        let mut refused = None;
         let source = match place {
             Place::Kernel => Source::Kernel(process::kallsyms().ok()),
             Place::Module(slot) => {
@@ -169,12 +174,20 @@ impl Work {
                     None => Source::Nothing,
                 }
             }
-            Place::Process(index) => Source::Jit(targets.list().get(index).and_then(open_perf_map)),
+            Place::Process(index) => {
+                let tracked = targets.list().get(index);
+                let map = tracked.map_or(Ok(None), open_perf_map);
+                if let (Err(reason), Some(tracked)) = (&map, tracked) {
+                    refused = Some(format!("process {}: {reason}, not used", tracked.pid));
+                }
+                Source::Jit(map.unwrap_or_default())
+            }
         };
         Self {
             place,
             addresses,
             source,
+            refused,
         }
     }
 
@@ -202,7 +215,7 @@ impl Work {
             Source::Jit(_) if budget.is_over() => {
                 unnamed(addresses, Space::User, None, Unnamed::GaveUp)
             }
-            Source::Jit(Some(file)) => symbolize::perf_map(file, addresses),
+            Source::Jit(Some(file)) => symbolize::perf_map(file, addresses, budget),
             Source::Jit(None) | Source::Nothing => nothing(),
         };
         Named {
@@ -210,6 +223,7 @@ impl Work {
             facts: self.source.facts(),
             frames,
             addresses: self.addresses,
+            refused: self.refused,
         }
     }
 }
@@ -239,6 +253,9 @@ impl Named {
             && !profile.modules.contains(&facts)
         {
             profile.modules.push(facts);
+        }
+        if let Some(note) = self.refused {
+            profile.accounting.notes.insert(note, 1);
         }
         for (address, functions) in self.addresses.into_iter().zip(self.frames) {
             let ids = functions
@@ -274,12 +291,21 @@ fn name_all(work: Vec<Work>) -> Vec<Named> {
     done
 }
 
-/// The perf map of the process, if it can be trusted.
-fn open_perf_map(tracked: &Tracked) -> Option<File> {
-    let process = tracked.process.as_ref()?;
-    let file = process.open_perf_map()?;
-    symbolize::check_perf_map_owner(&file.metadata().ok()?, process.uid()).ok()?;
-    Some(file)
+/// The perf map of the process, if there is one.
+fn open_perf_map(tracked: &Tracked) -> Result<Option<File>, NotTrusted> {
+    let Some(process) = &tracked.process else {
+        return Ok(None);
+    };
+    let file = match process.open_perf_map() {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            return Err(NotTrusted::NotRegular);
+        }
+        opened => opened.ok(),
+    };
+    if let Some(metadata) = file.as_ref().and_then(|file| file.metadata().ok()) {
+        symbolize::check_perf_map_owner(&metadata, process.uid())?;
+    }
+    Ok(file)
 }
 
 fn unnamed(

@@ -345,14 +345,12 @@ impl Process {
 
     /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace; no
     /// link of that name.
-    pub fn open_perf_map(&self) -> Option<File> {
-        self.root
-            .open(
-                Path::new(&format!("/tmp/perf-{}.map", self.own_pid)),
-                Last::NoLink,
-                |_| true,
-            )
-            .ok()
+    ///
+    /// # Errors
+    /// When there is none, or of the kind [`io::ErrorKind::InvalidInput`] when it is no regular file.
+    pub fn open_perf_map(&self) -> io::Result<File> {
+        let path = format!("/tmp/perf-{}.map", self.own_pid);
+        self.root.open(Path::new(&path), Last::NoLink, |_| true)
     }
 }
 
@@ -577,12 +575,13 @@ mod tests {
         let name = format!("perf-{}.map", process.own_pid);
         let map = directory.path().join("its").join(name);
         let released = regular::tests::releases_a_writer(&map, || {
-            assert!(process.open_perf_map().is_none());
+            let error = process.open_perf_map().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         });
         assert!(!released);
         fs::remove_file(&map).unwrap();
         fs::write(&map, "").unwrap();
-        assert!(process.open_perf_map().is_some());
+        assert!(process.open_perf_map().is_ok());
     }
 
     #[test]

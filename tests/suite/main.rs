@@ -18,6 +18,7 @@ mod completeness;
 mod diff;
 mod elf;
 mod harness;
+mod hostile;
 mod lifecycle;
 mod names;
 mod namespaces;

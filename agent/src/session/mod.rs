@@ -50,7 +50,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Most samples that wait for code to become known: some 18 KB each.
 const MAX_WAITING: usize = 4096;
 /// Longest time that the end of the run waits for unwind tables.
-const LAST_TABLES: Duration = Duration::from_secs(2);
+const LAST_TABLES: Duration = Duration::from_secs(1);
 
 /// The programs that follow the life of processes, and their tracepoints.
 const LIFE: [(&str, &str); 3] = [

@@ -5,6 +5,7 @@ use std::fs::{File, Metadata};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use super::clock::{Budget, Clock};
 use super::demangle::{MAX_NAME, demangle, shorten};
 use crate::profile::{Frame, JIT_MODULE, Space, Unnamed};
 
@@ -50,21 +51,27 @@ pub fn check_perf_map_owner(metadata: &Metadata, uid: u32) -> Result<(), NotTrus
 
 /// Names runtime addresses, which are in ascending order, from the lines `START SIZE NAME` of an
 /// open perf map, numbers in hexadecimal. Where lines overlap, the last one counts, since a JIT
-/// uses memory again. At most the first 256 MiB are read. One frame per address, in the module
+/// uses memory again. At most the first 256 MiB are read, and for two seconds, of the run's `budget`;
+/// what has no name in them comes back with [`Unnamed::GaveUp`]. One frame per address, in the module
 /// `[jit]`; names as V8 and CPython write them are taken apart into function, file and line.
-pub fn perf_map(file: &File, addresses: &[u64]) -> Vec<Vec<Frame>> {
-    let lines = find(file, addresses);
+pub fn perf_map(file: &File, addresses: &[u64], budget: &Budget) -> Vec<Vec<Frame>> {
+    let clock = Clock::for_symbols(budget);
+    let lines = find(file, addresses, &clock);
+    let reason = match clock.has_cut() {
+        true => Unnamed::GaveUp,
+        false => Unnamed::NotCovered,
+    };
     let name = |(&address, line): (&u64, Option<u64>)| {
         let code = line
             .and_then(|offset| read_line(file, offset))
             .and_then(|line| parse(&line).map(|(_, _, name)| Code::parse(name)));
-        vec![frame(address, code)]
+        vec![frame(address, code, reason)]
     };
     addresses.iter().zip(lines).map(name).collect()
 }
 
 /// Per address, the offset of the last line that covers it.
-fn find(file: &File, addresses: &[u64]) -> Vec<Option<u64>> {
+fn find(file: &File, addresses: &[u64], clock: &Clock) -> Vec<Option<u64>> {
     let mut lines = vec![None; addresses.len()];
     // By offset, not by the descriptor's position, which others may share.
     let mut reader = BufReader::with_capacity(1 << 16, At(file, 0)).take(MAX_FILE);
@@ -75,7 +82,16 @@ fn find(file: &File, addresses: &[u64]) -> Vec<Option<u64>> {
         let Ok(length) = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) else {
             return lines;
         };
-        if length == 0 || matches > MAX_MATCHES {
+        if length == 0 {
+            if offset >= MAX_FILE {
+                clock.cut();
+            }
+            return lines;
+        }
+        if matches > MAX_MATCHES {
+            clock.cut();
+        }
+        if clock.step() || clock.has_cut() {
             return lines;
         }
         if let Some((start, size, _)) = parse(&line) {
@@ -86,6 +102,9 @@ fn find(file: &File, addresses: &[u64]) -> Vec<Option<u64>> {
                 }
                 *slot = Some(offset);
                 matches += 1;
+                if clock.step() {
+                    break;
+                }
             }
         }
         offset += length as u64;
@@ -216,8 +235,8 @@ fn python(name: &str) -> Option<Code> {
     })
 }
 
-fn frame(address: u64, code: Option<Code>) -> Frame {
-    let unnamed = code.is_none().then_some(Unnamed::NotCovered);
+fn frame(address: u64, code: Option<Code>, reason: Unnamed) -> Frame {
+    let unnamed = code.is_none().then_some(reason);
     let (function, file, line) = match code {
         Some(code) => (Some(code.function), code.file, code.line),
         None => (None, None, None),
@@ -244,7 +263,8 @@ mod tests {
     }
 
     fn functions(text: &[u8], addresses: &[u64]) -> Vec<Option<String>> {
-        let frames = perf_map(&map(text), addresses).into_iter().flatten();
+        let frames = perf_map(&map(text), addresses, &Budget::start());
+        let frames = frames.into_iter().flatten();
         frames.map(|frame| frame.function).collect()
     }
 
