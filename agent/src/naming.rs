@@ -3,7 +3,7 @@
 pub mod live;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -141,7 +141,7 @@ enum Source {
     Module {
         file: Option<Arc<File>>,
         name: String,
-        path: OsString,
+        path: Arc<OsStr>,
         roots: Arc<DebugRoots>,
     },
     /// The perf map of a process, if it can be trusted.
@@ -203,7 +203,7 @@ impl Work {
                 path,
                 roots,
             } => {
-                let debug = roots.of_module(Path::new(path));
+                let debug = roots.of_module(Path::new(&**path));
                 symbolize::module(file, name, &debug, addresses, budget)
             }
             Source::Module {

@@ -4,6 +4,7 @@
 pub mod container;
 pub mod descriptor;
 pub mod library;
+mod maps;
 mod own;
 pub mod priority;
 pub mod privilege;
@@ -11,14 +12,13 @@ pub mod regular;
 mod root;
 pub mod usage;
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+pub use maps::{FileId, Listed, Map};
 pub use own::{
     bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
     raise_open_files, restore_open_files, without_opening_files,
@@ -117,32 +117,6 @@ const MAX_COMMAND_LINE: u64 = 64 << 10;
 
 /// `PF_KTHREAD` (linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
-
-/// One executable mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Map {
-    /// First address.
-    pub start: u64,
-    /// First address after it.
-    pub end: u64,
-    /// Offset of the first byte in the file.
-    pub offset: u64,
-    /// Device and inode of the file; both 0 without one.
-    pub file: FileId,
-    /// Path as the kernel prints it, without ` (deleted)`; `[vdso]`; empty for anonymous memory.
-    pub path: OsString,
-}
-
-/// What identifies a file on a running system.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FileId {
-    /// Major number of the device.
-    pub major: u32,
-    /// Minor number of the device.
-    pub minor: u32,
-    /// Inode number.
-    pub inode: u64,
-}
 
 impl Process {
     /// Takes hold of a process and checks that it can be profiled.
@@ -287,13 +261,15 @@ impl Process {
         self.uid
     }
 
-    /// Its executable mappings, in the order of their addresses.
+    /// Its executable mappings, as many as can be read in half a second: the kernel holds the process's
+    /// memory map meanwhile.
     ///
     /// # Errors
     /// When they cannot be read: no permission, or the process is gone.
-    pub fn maps(&self) -> Result<Vec<Map>, Error> {
+    pub fn maps(&self) -> Result<Listed, Error> {
         let path = proc_path(self.pid, "maps");
-        let text = fs::read(&path).map_err(|source| match source.raw_os_error() {
+        let maps = File::open(&path).and_then(maps::read);
+        let maps = maps.map_err(|source| match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
                 uid: self.uid(),
@@ -303,10 +279,7 @@ impl Process {
             _ => Error::Read { path, source },
         })?;
         self.still_there()?;
-        Ok(text
-            .split(|&byte| byte == b'\n')
-            .filter_map(parse_map)
-            .collect())
+        Ok(maps)
     }
 
     /// Its root directory: held open, so that its files are found also when it is gone.
@@ -376,17 +349,15 @@ pub fn program_file(program: &Path) -> Option<(File, Map)> {
             minor: libc::minor(meta.dev()),
             inode: meta.ino(),
         },
-        path: path.into_os_string(),
+        path: path.into_os_string().into(),
     };
     Some((file, map))
 }
 
 /// The agent's own executable mappings: a program that it starts often uses the same libraries.
 pub fn own_maps() -> Vec<Map> {
-    let maps = fs::read("/proc/self/maps").unwrap_or_default();
-    maps.split(|&byte| byte == b'\n')
-        .filter_map(parse_map)
-        .collect()
+    let maps = File::open("/proc/self/maps").and_then(maps::read);
+    maps.unwrap_or_default().maps
 }
 
 /// Whether there is no process of this id.
@@ -435,45 +406,10 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
-/// `START-END PERM OFFSET MAJOR:MINOR INODE  PATH`, executable ones only.
-fn parse_map(line: &[u8]) -> Option<Map> {
-    let mut fields = line.splitn(6, |&byte| byte == b' ');
-    let mut text = || std::str::from_utf8(fields.next()?).ok();
-    let (start, end) = text()?.split_once('-')?;
-    if text()?.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
-    let offset = u64::from_str_radix(text()?, 16).ok()?;
-    let (major, minor) = text()?.split_once(':')?;
-    let file = FileId {
-        major: u32::from_str_radix(major, 16).ok()?,
-        minor: u32::from_str_radix(minor, 16).ok()?,
-        inode: text()?.parse().ok()?,
-    };
-    let path = fields.next().unwrap_or_default().trim_ascii_start();
-    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
-    Some(Map {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-        offset,
-        file,
-        path: OsString::from_vec(path.to_vec()),
-    })
-}
-
-impl Map {
-    /// The last component of the path, to show.
-    pub fn name(&self) -> String {
-        let path = Path::new(&self.path);
-        let name = path.file_name().unwrap_or(&self.path);
-        String::from_utf8_lossy(name.as_bytes()).into_owned()
-    }
-}
-
 /// The vDSO as a file in memory, copied from the agent's own address space: it is the same code
 /// for every 64-bit process of a kernel.
 pub fn vdso() -> Option<File> {
-    let map = own_maps().into_iter().find(|map| map.path == "[vdso]")?;
+    let map = own_maps().into_iter().find(|map| *map.path == *"[vdso]")?;
     let mut image = vec![0; (map.end - map.start) as usize];
     File::open("/proc/self/mem")
         .ok()?
@@ -501,9 +437,10 @@ pub fn kallsyms() -> io::Result<File> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Arc;
 
+    use super::maps::{Paths, parse_map};
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn a_name_with_blanks_and_parentheses_is_read() {
@@ -517,12 +454,18 @@ mod tests {
     #[test]
     fn only_executable_mappings_are_kept() {
         let line = b"7f0000001000-7f0000002000 r-xp 00001000 fd:00 1234    /tmp/a b (deleted)";
-        let map = parse_map(line).unwrap();
+        let map = parse_map(line, &mut Paths::default()).unwrap();
         assert_eq!(
             (map.start, map.end, map.offset),
             (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000)
         );
-        assert_eq!(map.path, "/tmp/a b");
+        assert_eq!(*map.path, *"/tmp/a b");
+        let map = parse_map(
+            b"1000-2000 r-xp 00000000 00:00 7 /tmp/a\\012b\\01",
+            &mut Paths::default(),
+        )
+        .unwrap();
+        assert_eq!(*map.path, *"/tmp/a\nb\\01");
         assert_eq!(
             map.file,
             FileId {
@@ -532,7 +475,10 @@ mod tests {
             }
         );
         assert_eq!(
-            parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "),
+            parse_map(
+                b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 ",
+                &mut Paths::default()
+            ),
             None
         );
     }
@@ -540,7 +486,7 @@ mod tests {
     #[test]
     fn this_process_can_be_looked_at() {
         let process = Process::open(std::process::id()).unwrap();
-        let maps = process.maps().unwrap();
+        let maps = process.maps().unwrap().maps;
         let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
         assert!(process.root().open_mapped(process.pid(), map).is_some());
         assert!(!process.has_ended());
@@ -557,7 +503,11 @@ mod tests {
         };
         let pipe = directory.path().join("lib.so");
         let released = regular::tests::releases_a_writer(&pipe, || {
-            let mut map = parse_map(b"1000-2000 r-xp 00000000 00:00 0 /lib.so").unwrap();
+            let mut map = parse_map(
+                b"1000-2000 r-xp 00000000 00:00 0 /lib.so",
+                &mut Paths::default(),
+            )
+            .unwrap();
             map.file.inode = fs::metadata(&pipe).unwrap().ino();
             assert!(root.open_mapped(std::process::id(), &map).is_none());
         });

@@ -206,9 +206,10 @@ static LARGE_ONE: Mutex<()> = Mutex::new(());
 
 fn is_large(headers: &Headers) -> bool {
     let large = |section: &elf::Section| section.in_file && section.size > LARGE;
-    let mut rules = headers.sections.iter().filter(|section| {
-        section.name == ".eh_frame" || section.name.ends_with(".gopclntab")
-    });
+    let mut rules = headers
+        .sections
+        .iter()
+        .filter(|section| section.name == ".eh_frame" || section.name.ends_with(".gopclntab"));
     headers.sections.is_empty() || rules.any(large)
 }
 
@@ -248,7 +249,10 @@ fn read_eh_frame<F: ReadAt + ?Sized>(
         return Ok(None);
     };
     // Its length is not known: up to the end of the segment; a zero entry ends the section.
-    Ok(Some((headers.read_vaddr(file, vaddr, MAX_EH_FRAME)?, vaddr)))
+    Ok(Some((
+        headers.read_vaddr(file, vaddr, MAX_EH_FRAME)?,
+        vaddr,
+    )))
 }
 
 fn fde_pieces(section: &mut Section, code: &Code, report: &mut Report) -> Vec<Piece> {

@@ -31,7 +31,10 @@ pub(super) const CASES: &[Case] = &[
             let part = Part::hole(".eh_frame", 900 << 20).at(FRAMES);
             Image::named(b"work").part(part).carried(directory)
         },
-        &[Says::Note(".eh_frame takes 943718400 bytes"), Says::Name("work")],
+        &[
+            Says::Note(".eh_frame takes 943718400 bytes"),
+            Says::Name("work"),
+        ],
     ),
     Case::new(
         "a million functions at one place",
@@ -162,7 +165,9 @@ fn giant_cie(directory: &Path) -> Target {
     let length: u32 = 100 << 20;
     let mut head = cie();
     head[..4].copy_from_slice(&length.to_le_bytes());
-    let part = Part::new(".eh_frame", head).at(FRAMES).claims(None, 101 << 20);
+    let part = Part::new(".eh_frame", head)
+        .at(FRAMES)
+        .claims(None, 101 << 20);
     let image = Image::named(b"work").part(part).length(110 << 20);
     image.carried(directory)
 }
@@ -227,5 +232,7 @@ fn go_depths(directory: &Path) -> Target {
     for field in [0_u32, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0] {
         table.extend(field.to_le_bytes());
     }
-    go(table).segment(Segment::code(CODE, 0x1000)).carried(directory)
+    go(table)
+        .segment(Segment::code(CODE, 0x1000))
+        .carried(directory)
 }

@@ -35,6 +35,8 @@ const LONGEST_START: f64 = 1.5;
 const MEMORY: u64 = 256 << 20;
 /// Length of a capture, in seconds.
 const CAPTURE: f64 = 0.5;
+/// Captures until a target must have been seen at work.
+const ATTEMPTS: u32 = 5;
 /// Cases that run side by side.
 const WORKERS: usize = 3;
 
@@ -75,6 +77,8 @@ enum Says {
     End(&'static str),
     /// These words on standard error.
     Words(&'static str),
+    /// One of these: it depends on how fast the machine is.
+    OneOf(&'static [Says]),
 }
 
 impl Case {
@@ -104,11 +108,20 @@ impl Case {
         let target = (self.start)(directory.path());
         let _map = PerfMap(target.pid());
         let pid = target.pid().to_string();
-        let finished = watched(self.agent(&pid));
-        let code = finished.code();
-        // 3: what the probe looks for did not happen.
-        let fine = code == Some(0) || code == Some(3) && matches!(self.call, Call::Command(_));
-        assert!(fine, "{code:?}: {}", finished.stderr());
+        let probe = matches!(self.call, Call::Command(_));
+        let mut attempts = 0;
+        let finished = loop {
+            let finished = watched(self.agent(&pid));
+            attempts += 1;
+            // 3: what the probe looks for did not happen. A target that was never sampled did not
+            // get a CPU: the next capture is as good.
+            match finished.code() {
+                Some(0) => break finished,
+                Some(3) if probe => break finished,
+                Some(3) if attempts < ATTEMPTS => {}
+                code => panic!("{code:?}: {}", finished.stderr()),
+            }
+        };
         for file in finished.files() {
             if !file.ends_with(".zip") {
                 assert_harmless(&file, &finished.text(&file));
@@ -132,12 +145,9 @@ impl Case {
         match self.call {
             Call::Command("record") => agent.args(["-o", "incident.zip"]),
             Call::Command(_) => agent.args(["--format", "json"]),
-            _ => agent.args(["--frequency", "199", "-o", "profile.json"]).args([
-                "-o",
-                "flame.svg",
-                "-o",
-                "stacks.folded",
-            ]),
+            _ => agent
+                .args(["--frequency", "199", "-o", "profile.json"])
+                .args(["-o", "flame.svg", "-o", "stacks.folded"]),
         }
     }
 }
@@ -199,7 +209,11 @@ fn tree(pid: u32) -> Vec<u32> {
 
 fn tasks(pid: u32) -> impl Iterator<Item = PathBuf> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
-    tasks.into_iter().flatten().flatten().map(|task| task.path())
+    tasks
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|task| task.path())
 }
 
 /// What a process holds in memory, in bytes.
@@ -231,7 +245,9 @@ fn run_delay(pid: u32) -> u64 {
 fn started_after(finished: &Finished) -> Duration {
     let file = std::fs::read_to_string(finished.path("profile.json")).unwrap_or_default();
     let profile: serde_json::Value = serde_json::from_str(&file).unwrap_or_default();
-    let start = profile["facts"]["start_ms"].as_f64().map(|start| Duration::from_secs_f64(start / 1e3));
+    let start = profile["facts"]["start_ms"]
+        .as_f64()
+        .map(|start| Duration::from_secs_f64(start / 1e3));
     start.unwrap_or(patience(LONGEST_START))
 }
 
@@ -259,12 +275,27 @@ fn assert_harmless(file: &str, text: &str) {
 
 impl Says {
     fn check(&self, profile: Option<&Profile>, finished: &Finished) {
-        let profile = |holds: &dyn Fn(&Profile) -> bool| profile.is_some_and(holds);
+        assert!(
+            self.holds(profile, finished),
+            "it does not say: {}\n{}\n{}",
+            self.text(),
+            finished.stderr(),
+            seen(finished)
+        );
+    }
+
+    fn holds(&self, of: Option<&Profile>, finished: &Finished) -> bool {
+        let profile = |holds: &dyn Fn(&Profile) -> bool| of.is_some_and(holds);
         let user = |profile: &Profile, name: &str| {
             let mut frames = profile.frames.iter().filter(|frame| frame.space == "user");
-            frames.any(|frame| frame.function.as_deref().is_some_and(|f| f.starts_with(name)))
+            frames.any(|frame| {
+                frame
+                    .function
+                    .as_deref()
+                    .is_some_and(|f| f.starts_with(name))
+            })
         };
-        let holds = match *self {
+        match *self {
             Says::Name(name) => profile(&|profile| user(profile, name)),
             Says::Unnamed(reason) => profile(&|profile| {
                 let mut frames = profile.frames.iter();
@@ -278,14 +309,8 @@ impl Says {
                 profile(&|profile| profile.stacks.iter().any(|stack| stack.end == end))
             }
             Says::Words(words) => finished.stderr().contains(words),
-        };
-        assert!(
-            holds,
-            "it does not say: {}\n{}\n{}",
-            self.text(),
-            finished.stderr(),
-            seen(finished)
-        );
+            Says::OneOf(all) => all.iter().any(|says| says.holds(of, finished)),
+        }
     }
 
     /// For the table of the documentation.
@@ -296,6 +321,10 @@ impl Says {
             Says::Note(words) => format!("note “{words}”"),
             Says::End(end) => format!("stacks end in `{end}`"),
             Says::Words(words) => format!("“{words}”"),
+            Says::OneOf(all) => {
+                let all: Vec<_> = all.iter().map(Says::text).collect();
+                all.join(" or ")
+            }
         }
     }
 }
@@ -406,7 +435,10 @@ fn processes() {
 fn tables() -> String {
     let mut text = String::new();
     for (title, cases) in KINDS {
-        let _ = write!(text, "\n## {title}\n\n| case | claim | agent says |\n|-|-|-|\n");
+        let _ = write!(
+            text,
+            "\n## {title}\n\n| case | claim | agent says |\n|-|-|-|\n"
+        );
         for case in cases {
             let says: Vec<_> = case.says.iter().map(Says::text).collect();
             let command = match case.call {
@@ -433,7 +465,10 @@ fn the_documentation_lists_the_cases() {
         std::fs::write(&path, format!("{}{}", &text[..start], tables())).unwrap();
         return;
     }
-    assert!(text[start..] == tables(), "AGENT_BLESS=1 writes docs/hostile.md anew");
+    assert!(
+        text[start..] == tables(),
+        "AGENT_BLESS=1 writes docs/hostile.md anew"
+    );
     let count: usize = KINDS.iter().map(|(_, cases)| cases.len()).sum();
     assert!(count >= 40, "{count} cases");
 }

@@ -61,7 +61,11 @@ impl<'d, 'a> Units<'d, 'a> {
             let mut units = self.dwarf.units();
             while let Ok(Some(header)) = units.next() {
                 headers.push(header);
-                if headers.len() == MAX_UNITS || self.clock.step() {
+                if headers.len() == MAX_UNITS {
+                    self.clock.cut();
+                    break;
+                }
+                if self.clock.step() {
                     break;
                 }
             }
@@ -170,6 +174,7 @@ impl<'d, 'a> Units<'d, 'a> {
         if let Some(offset) = root.line_program
             && self.line_header_length(offset).ok()? > MAX_LINE_HEADER
         {
+            self.clock.cut();
             return None;
         }
         let abbreviations = self.abbreviations(&header).ok()?;
@@ -185,8 +190,13 @@ impl<'d, 'a> Units<'d, 'a> {
         }
         let mut section = *self.dwarf.debug_abbrev.reader();
         let end = offset.0.saturating_add(MAX_ABBREVIATIONS);
+        let cut = end < section.len();
         section.truncate(end.min(section.len()))?;
-        let table = Arc::new(header.abbreviations(&DebugAbbrev::from(section))?);
+        let table = header.abbreviations(&DebugAbbrev::from(section));
+        if cut && table.is_err() {
+            self.clock.cut();
+        }
+        let table = Arc::new(table?);
         *self.abbreviations.borrow_mut() = Some((offset, Arc::clone(&table)));
         Ok(table)
     }

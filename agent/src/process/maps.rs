@@ -1,0 +1,154 @@
+//! What a process has mapped: `/proc/PID/maps` (proc(5)).
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes of paths that are kept of a process's mappings; of further ones, the file's name only.
+const MAX_PATHS: usize = 16 << 20;
+/// Longest time that reading a list of mappings takes.
+const MAPS_TIME: Duration = Duration::from_millis(500);
+
+/// One executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// First address.
+    pub start: u64,
+    /// First address after it.
+    pub end: u64,
+    /// Offset of the first byte in the file.
+    pub offset: u64,
+    /// Device and inode of the file; both 0 without one.
+    pub file: FileId,
+    /// Path as the kernel prints it, without ` (deleted)`; `[vdso]`; empty for anonymous memory.
+    /// Shared by the mappings of a file: there can be 65,530 of them, and a path can have 4 KiB.
+    pub path: Arc<OsStr>,
+}
+
+/// The executable mappings of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// In the order of their addresses.
+    pub maps: Vec<Map>,
+    /// Whether there are more of them, which it would have taken too long to read.
+    pub cut: bool,
+}
+
+/// What identifies a file on a running system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Major number of the device.
+    pub major: u32,
+    /// Minor number of the device.
+    pub minor: u32,
+    /// Inode number.
+    pub inode: u64,
+}
+
+impl Map {
+    /// The last component of the path, to show.
+    pub fn name(&self) -> String {
+        let path = Path::new(&self.path);
+        let name = path.file_name().unwrap_or(&self.path);
+        String::from_utf8_lossy(name.as_bytes()).into_owned()
+    }
+}
+
+/// Reads a list of mappings line by line: it can have hundreds of megabytes, since a path can have
+/// 4 KiB and is printed for each mapping.
+pub(super) fn read(file: File) -> io::Result<Listed> {
+    let deadline = Instant::now() + MAPS_TIME;
+    let mut reader = BufReader::with_capacity(64 << 10, file);
+    let mut paths = Paths::default();
+    let (mut listed, mut line) = (Listed::default(), Vec::new());
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        listed
+            .maps
+            .extend(parse_map(line.trim_ascii_end(), &mut paths));
+        line.clear();
+        if Instant::now() >= deadline {
+            listed.cut = true;
+            break;
+        }
+    }
+    Ok(listed)
+}
+
+/// The paths of mapped files as the kernel prints them and as they are: each is kept once.
+#[derive(Default)]
+pub(super) struct Paths {
+    known: HashMap<FileId, (Box<[u8]>, Arc<OsStr>)>,
+    /// Bytes of all of them.
+    bytes: usize,
+}
+
+impl Paths {
+    fn of(&mut self, file: FileId, printed: &[u8]) -> Arc<OsStr> {
+        if let Some((_, path)) = self
+            .known
+            .get(&file)
+            .filter(|(other, _)| **other == *printed)
+        {
+            return Arc::clone(path);
+        }
+        let plain = printed.strip_suffix(b" (deleted)").unwrap_or(printed);
+        let mut path: Arc<OsStr> = unescaped(plain).into();
+        self.bytes += 2 * path.len();
+        if self.bytes > MAX_PATHS {
+            let name = Path::new(&path).file_name().unwrap_or_default();
+            path = name.into();
+            return path;
+        }
+        self.known.insert(file, (printed.into(), Arc::clone(&path)));
+        path
+    }
+}
+
+/// `START-END PERM OFFSET MAJOR:MINOR INODE  PATH`, executable ones only.
+pub(super) fn parse_map(line: &[u8], paths: &mut Paths) -> Option<Map> {
+    let mut fields = line.splitn(6, |&byte| byte == b' ');
+    let mut text = || std::str::from_utf8(fields.next()?).ok();
+    let (start, end) = text()?.split_once('-')?;
+    if text()?.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let offset = u64::from_str_radix(text()?, 16).ok()?;
+    let (major, minor) = text()?.split_once(':')?;
+    let file = FileId {
+        major: u32::from_str_radix(major, 16).ok()?,
+        minor: u32::from_str_radix(minor, 16).ok()?,
+        inode: text()?.parse().ok()?,
+    };
+    let path = fields.next().unwrap_or_default().trim_ascii_start();
+    Some(Map {
+        start: u64::from_str_radix(start, 16).ok()?,
+        end: u64::from_str_radix(end, 16).ok()?,
+        offset,
+        file,
+        path: paths.of(file, path),
+    })
+}
+
+/// A path as it is: the kernel prints line ends as `\012` (`seq_path`).
+fn unescaped(path: &[u8]) -> OsString {
+    const LINE_END: &[u8] = b"\\012";
+    if !path.contains(&b'\\') {
+        return OsString::from_vec(path.to_vec());
+    }
+    let mut rest = path;
+    let mut plain = Vec::with_capacity(path.len());
+    while let Some((&byte, after)) = rest.split_first() {
+        let (byte, after) = match rest.strip_prefix(LINE_END) {
+            Some(after) => (b'\n', after),
+            None => (byte, after),
+        };
+        plain.push(byte);
+        rest = after;
+    }
+    OsString::from_vec(plain)
+}
