@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::image::{CODE, CODE_SIZE, Image, Part, Segment};
+use super::image::{CODE, CODE_SIZE, E_SHOFF, Image, Part, Segment};
 use super::{Case, Says};
 use crate::harness::Target;
 
@@ -35,6 +35,25 @@ pub(super) const CASES: &[Case] = &[
             Says::Note(".eh_frame takes 943718400 bytes"),
             Says::Name("work"),
         ],
+    ),
+    Case::new(
+        "rules that only a segment leads to",
+        "no section headers; `PT_GNU_EH_FRAME` leads into a segment of 8 TB",
+        |directory| {
+            // Version 1, a relative pointer to `.eh_frame`, no table.
+            let header = [&[1, 0x1b, 0xff, 0xff][..], &0x100_u32.to_le_bytes()].concat();
+            Image::new()
+                .part(Part::new(".eh_frame_hdr", header))
+                .segment(Segment::code(0x2000, 8 << 40))
+                .segment(Segment {
+                    kind: 0x6474_e550,
+                    ..Segment::code(0x2000, 8)
+                })
+                .patch(E_SHOFF, &[0; 8])
+                .length(9 << 40)
+                .carried(directory)
+        },
+        &[Says::Unnamed("no_symbols")],
     ),
     Case::new(
         "a million functions at one place",

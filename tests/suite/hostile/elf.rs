@@ -153,7 +153,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case::new(
         "notes without an end",
-        "64 note sections of 64 kB, each full of empty notes",
+        "100 note sections of 64 kB, each full of empty notes",
         empty_notes,
         &[Says::Name("work")],
     ),

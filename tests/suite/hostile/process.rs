@@ -60,6 +60,13 @@ pub(super) const CASES: &[Case] = &[
         &[Says::Name("one_round")],
     ),
     Case::new(
+        "a program named against terminals, recorded",
+        "the same",
+        named_against_terminals,
+        &[],
+    )
+    .called(Call::Command("record")),
+    Case::new(
         "a path of 4,095 bytes",
         "as long as a path can be",
         |directory| {
