@@ -460,12 +460,6 @@ mod tests {
             (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000)
         );
         assert_eq!(*map.path, *"/tmp/a b");
-        let map = parse_map(
-            b"1000-2000 r-xp 00000000 00:00 7 /tmp/a\\012b\\01",
-            &mut Paths::default(),
-        )
-        .unwrap();
-        assert_eq!(*map.path, *"/tmp/a\nb\\01");
         assert_eq!(
             map.file,
             FileId {

@@ -152,3 +152,44 @@ fn unescaped(path: &[u8]) -> OsString {
     }
     OsString::from_vec(plain)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test may panic")]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+
+    fn listed(text: &str) -> Listed {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        read(file).unwrap()
+    }
+
+    #[test]
+    fn line_ends_in_paths_are_as_they_were() {
+        let listed = listed("1000-2000 r-xp 00000000 00:00 7 /tmp/a\\012b\\01\n");
+        assert_eq!(*listed.maps[0].path, *"/tmp/a\nb\\01");
+        assert!(!listed.cut);
+    }
+
+    #[test]
+    fn mappings_of_a_file_share_its_path() {
+        let line = |inode, path| format!("1000-2000 r-xp 00000000 00:00 {inode} {path}\n");
+        let text = [line(7, "/a"), line(8, "/b"), line(7, "/a"), line(7, "/c")].concat();
+        let maps = listed(&text).maps;
+        assert!(Arc::ptr_eq(&maps[0].path, &maps[2].path));
+        let paths: Vec<_> = maps.iter().map(|map| &*map.path).collect();
+        assert_eq!(paths, ["/a", "/b", "/a", "/c"]);
+    }
+
+    #[test]
+    fn of_too_many_long_paths_the_names_are_kept() {
+        let directory = "d/".repeat(2000);
+        let line = |i| format!("1000-2000 r-xp 00000000 00:00 {i} /{directory}f{i}\n");
+        let maps = listed(&(1..4000).map(line).collect::<String>()).maps;
+        assert_eq!(maps.len(), 3999);
+        assert!(maps[0].path.len() > 4000);
+        assert_eq!(*maps[3998].path, *"f3999");
+    }
+}

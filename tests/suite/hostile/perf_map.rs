@@ -91,15 +91,20 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case::new(
         "12 million lines",
-        "300 MB that name everything again and again, and the code at the end",
+        "300 MB of them, and the code's at the end",
         |_| {
             let (target, map, code) = jit();
-            let lines = "1000 10 a_function_of_jit\n".repeat(1 << 16);
-            let mut file = File::create(map).unwrap();
-            for _ in 0..192 {
-                file.write_all(lines.as_bytes()).unwrap();
-            }
-            write!(file, "{code:x} 100 the_last\n").unwrap();
+            many_lines(&map, "", &format!("{code:x} 100 the_last\n"));
+            target
+        },
+        &[Says::Name("the_last")],
+    ),
+    Case::new(
+        "12 million lines, the first of which counts",
+        "300 MB of them, and the code's at the start",
+        |_| {
+            let (target, map, code) = jit();
+            many_lines(&map, &format!("{code:x} 100 the_first\n"), "");
             target
         },
         &[Says::Unnamed("gave_up")],
@@ -162,6 +167,17 @@ fn jit() -> (Target, PathBuf, u64) {
     // That of a process of this id that is gone.
     remove(&map);
     (target, map, code)
+}
+
+/// Writes a map of 12 million lines between these.
+fn many_lines(map: &Path, first: &str, last: &str) {
+    let lines = "1000 10 a_function_of_jit\n".repeat(1 << 16);
+    let mut file = File::create(map).unwrap();
+    file.write_all(first.as_bytes()).unwrap();
+    for _ in 0..192 {
+        file.write_all(lines.as_bytes()).unwrap();
+    }
+    file.write_all(last.as_bytes()).unwrap();
 }
 
 /// Where the perf map of a process is looked for.
