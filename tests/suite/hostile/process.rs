@@ -197,7 +197,7 @@ fn rewritten(directory: &Path) -> Target {
     fs::write(directory.join("truth"), &truth[0x2000..]).unwrap();
     let noise = truth[0x2000..].iter().enumerate();
     let noise: Vec<u8> = noise
-        .map(|(at, byte)| byte ^ (at * at >> 3) as u8)
+        .map(|(at, byte)| byte ^ ((at * at) >> 3) as u8)
         .collect();
     fs::write(directory.join("noise"), noise).unwrap();
     let script = "while :; do for of in noise truth; do dd if=$of of=carried bs=8192 seek=1 \
