@@ -152,7 +152,7 @@ pub fn perf_map(bytes: &[u8]) {
     let Some(file) = file_of(bytes) else { return };
     let addresses = [0, 1, 0x10, 0x1000, 0x1010, 0x7f00_0000_0000, u64::MAX];
     assert_eq!(
-        symbolize::perf_map(&file, &addresses).len(),
+        symbolize::perf_map(&file, &addresses, &Budget::start()).len(),
         addresses.len()
     );
 }
@@ -165,10 +165,7 @@ pub fn kallsyms(bytes: &[u8]) {
 
 /// `/proc/PID/maps` and `/proc/PID/stat`.
 pub fn maps(bytes: &[u8]) {
-    for map in bytes
-        .split(|&byte| byte == b'\n')
-        .filter_map(process::parse_map)
-    {
+    for map in process::maps::read(bytes).unwrap_or_default().maps {
         let _ = map.name();
     }
     let _ = process::parse_stat(bytes);

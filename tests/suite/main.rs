@@ -19,6 +19,7 @@ mod containers;
 mod diff;
 mod elf;
 mod harness;
+mod hostile;
 mod identity;
 mod kill;
 mod lifecycle;

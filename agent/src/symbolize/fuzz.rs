@@ -1,5 +1,6 @@
 //! What the fuzz targets reach of naming, beside its public functions.
 
+use super::clock::{Budget, Clock};
 use super::debug_files::Wanted;
 use super::decompress::{self, Memory, Method, Packed};
 use super::demangle::{self, MAX_NAME};
@@ -34,13 +35,15 @@ pub(crate) fn unpack(file: &File, method: u8, size: u64) {
     let Some(source) = Source::file(file) else {
         return;
     };
+    let budget = Budget::start();
+    let clock = Clock::for_details(&budget);
     let packed = || Packed::new(&source, 0, source.len());
     let unpacked = match method % 3 {
-        0 => decompress::section(Method::Zlib, packed(), size, &MEMORY),
-        1 => decompress::section(Method::Zstd, packed(), size, &MEMORY),
+        0 => decompress::section(Method::Zlib, packed(), size, &MEMORY, &clock),
+        1 => decompress::section(Method::Zstd, packed(), size, &MEMORY, &clock),
         _ => {
             let bytes = source.read(0, source.len(), source.len());
-            decompress::mini_debug_info(&bytes.unwrap_or_default(), &MEMORY)
+            decompress::mini_debug_info(&bytes.unwrap_or_default(), &MEMORY, &clock)
         }
     };
     if let Ok(unpacked) = unpacked
