@@ -14,6 +14,7 @@ use agent_ebpf::frame;
 
 use crate::probe::cpu::{Key, RawStack, Samples};
 use crate::process;
+use crate::process::privilege::{self, Cap};
 use crate::profile::{Frame, FrameId, ModuleFacts, Profile, Space, Stack, Unnamed};
 use crate::session::target::{Targets, Tracked};
 use crate::symbolize::debug_files::DebugRoots;
@@ -277,6 +278,9 @@ fn name_all(work: Vec<Work>) -> Vec<Named> {
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
+                // Debug files may be their owner's alone; what has started the run has warned where
+                // nothing can be given up.
+                let _ = privilege::drop_to(&[Cap::DacReadSearch]);
                 // A lock is poisoned only if a worker panicked: its part stays unnamed.
                 while let Some(work) = queue.lock().ok().and_then(|mut queue| queue.next()) {
                     let named = work.name(&budget);

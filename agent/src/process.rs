@@ -15,17 +15,19 @@ mod root;
 pub mod usage;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use agent_ebpf::Start;
 use identity::Entry;
 pub use maps::{FileId, Listed, Map};
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, name_file, own_resident_bytes,
-    own_usage, raise_open_files, restore_open_files, wall_time, without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, host_name, locked_memory, monotonic_ns, name_file,
+    own_resident_bytes, own_usage, raise_locked_memory, raise_open_files, restore_limits,
+    wall_time, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -66,6 +68,11 @@ pub enum Error {
         /// Its name.
         comm: String,
     },
+    /// It runs, but `/proc` has no directory of it.
+    #[error(
+        "process {0} runs, but /proc does not show it: it is mounted with hidepid, and CAP_SYS_PTRACE is missing; run as root: `sudo agent …`"
+    )]
+    Hidden(u32),
     /// The kernel does not let this user look at it.
     #[error("no permission to look at process {pid}, which belongs to uid {uid}: {hint}")]
     Permission {
@@ -149,7 +156,8 @@ impl Process {
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let entry = Entry::open(pid).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::NotFound(pid),
+            io::ErrorKind::NotFound if ended(&pidfd) => Error::NotFound(pid),
+            io::ErrorKind::NotFound => Error::Hidden(pid),
             _ => Error::Read {
                 path: proc_path(pid, ""),
                 source,
@@ -249,16 +257,7 @@ impl Process {
 
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
-        let Some((pidfd, _)) = &self.held else {
-            return true;
-        };
-        let mut poll = libc::pollfd {
-            fd: pidfd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one valid pollfd, no waiting.
-        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        self.held.as_ref().is_none_or(|(pidfd, _)| ended(pidfd))
     }
 
     /// Its state.
@@ -422,6 +421,23 @@ pub fn own_maps() -> Vec<Map> {
     maps.unwrap_or_default().maps
 }
 
+fn ended(pidfd: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: pidfd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid pollfd, no waiting.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// Whether the kernel does not let this process read what the other one has mapped
+/// (`PTRACE_MODE_READ`, ptrace(2)); false where there is no such process.
+pub fn is_refused(pid: u32) -> bool {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    File::open(proc_path(pid, "maps")).is_err_and(refused)
+}
+
 fn proc_path(pid: u32, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
 }
@@ -466,11 +482,9 @@ pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
 /// for every 64-bit process of a kernel.
 pub fn vdso() -> Option<File> {
     let map = own_maps().into_iter().find(|map| *map.path == *"[vdso]")?;
-    let mut image = vec![0; (map.end - map.start) as usize];
-    File::open("/proc/self/mem")
-        .ok()?
-        .read_exact_at(&mut image, map.start)
-        .ok()?;
+    let start = std::ptr::with_exposed_provenance::<u8>(map.start as usize);
+    // SAFETY: the kernel maps it readable, and it stays as it is for as long as the process lives.
+    let image = unsafe { std::slice::from_raw_parts(start, (map.end - map.start) as usize) };
     // SAFETY: the name is a C string; returns a new descriptor.
     let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
@@ -478,15 +492,36 @@ pub fn vdso() -> Option<File> {
     }
     // SAFETY: the kernel has just given this descriptor to us alone.
     let file = unsafe { File::from_raw_fd(fd) };
-    file.write_all_at(&image, 0).ok()?;
+    file.write_all_at(image, 0).ok()?;
     Some(file)
 }
 
-/// The kernel's symbols (`/proc/kallsyms`).
+/// The kernel's symbols, held open: whether they show addresses is decided when they are opened.
+static KALLSYMS: OnceLock<File> = OnceLock::new();
+
+/// Holds the kernel's symbols (`/proc/kallsyms`) open, as this process may see them now.
+pub fn hold_kallsyms() {
+    if let Ok(file) = open_kallsyms() {
+        let _ = KALLSYMS.set(file);
+    }
+}
+
+/// The kernel's symbols from the first on, for one reader at a time.
 ///
 /// # Errors
 /// When they cannot be opened.
 pub fn kallsyms() -> io::Result<File> {
+    match KALLSYMS.get() {
+        Some(held) => {
+            let mut file = held.try_clone()?;
+            file.seek(io::SeekFrom::Start(0))?;
+            Ok(file)
+        }
+        None => open_kallsyms(),
+    }
+}
+
+fn open_kallsyms() -> io::Result<File> {
     File::open("/proc/kallsyms")
 }
 

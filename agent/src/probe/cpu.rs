@@ -10,8 +10,9 @@ use aya::programs::perf_event::{
     HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent,
 };
 
+use super::{syscalls, tcp};
 use crate::session::target::Targets;
-use crate::session::{Attached, Error, program_mut, take};
+use crate::session::{Attached, Error, Needs, program_mut, take};
 
 /// The clock that drives the sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,15 @@ impl Clock {
             Clock::Cycles => PerfEventConfig::Hardware(HardwareEvent::CpuCycles),
             Clock::CpuClock => PerfEventConfig::Software(SoftwareEvent::CpuClock),
         }
+    }
+}
+
+/// What the session must provide.
+pub fn needs() -> Needs {
+    Needs {
+        stacks: true,
+        unused_maps: vec![tcp::MAPS, syscalls::MAPS],
+        ..Needs::default()
     }
 }
 

@@ -27,12 +27,57 @@ pub fn raise_open_files() {
     }
 }
 
-/// Undoes [`raise_open_files`], in a new process before it executes its program. Only
-/// async-signal-safe calls are made.
-pub fn restore_open_files() {
+/// The limit of locked memory that this process was started with, once it has been changed.
+static LOCKED_MEMORY: OnceLock<libc::rlimit> = OnceLock::new();
+
+/// Allows this process as much locked memory as it may have: kernels before 5.11 charge BPF maps
+/// to it. Without `CAP_SYS_RESOURCE` that is its hard limit.
+pub fn raise_locked_memory() {
+    let Ok(before) = locked_memory() else {
+        return;
+    };
+    let before = *LOCKED_MEMORY.get_or_init(|| before);
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    let most = libc::rlimit {
+        rlim_cur: before.rlim_max,
+        ..before
+    };
+    // SAFETY: the call reads the structure only.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const most) };
+    }
+}
+
+/// The limit of locked memory (`RLIMIT_MEMLOCK`).
+///
+/// # Errors
+/// What `getrlimit` answers.
+pub fn locked_memory() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes the structure only.
+    match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } {
+        0 => Ok(limit),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Undoes [`raise_open_files`] and [`raise_locked_memory`], in a new process before it executes its
+/// program. Only async-signal-safe calls are made.
+pub fn restore_limits() {
     if let Some(limit) = OPEN_FILES.get() {
         // SAFETY: the call reads the structure only.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
+    }
+    if let Some(limit) = LOCKED_MEMORY.get() {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, limit) };
     }
 }
 

@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::RawTracePoint;
+use aya::programs::{ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::preflight::Kernel;
+use crate::preflight::refusal::{Operation, Refusal};
 use crate::process::{self, Process};
 use deferred::Deferred;
 use records::{Counters, owner, process_record};
@@ -68,7 +69,7 @@ pub enum Error {
     #[error(transparent)]
     Preflight(#[from] crate::preflight::Error),
     /// The bytecode could not be loaded.
-    #[error("the kernel refused agent's BPF maps or types{}", load_hint(.0))]
+    #[error("the kernel refused agent's BPF maps or types")]
     Load(#[source] Box<aya::EbpfError>),
     /// A program was refused.
     #[error("cannot load the BPF program {program}")]
@@ -100,6 +101,9 @@ pub enum Error {
     /// It is in a PID namespace that the agent's does not contain.
     #[error("process {0} could not be found by the kernel's task iterator")]
     NoTgid(u32),
+    /// The kernel does not tell what processes map.
+    #[error("cannot open the perf side band")]
+    Sideband(#[from] sideband::Error),
     /// An operating system call failed.
     #[error("{what}")]
     Io {
@@ -110,14 +114,30 @@ pub enum Error {
     },
 }
 
-fn load_hint(error: &aya::EbpfError) -> &'static str {
-    match error {
-        aya::EbpfError::MapError(aya::maps::MapError::CreateError { io_error, .. })
-            if io_error.raw_os_error() == Some(libc::EPERM) =>
-        {
-            " (kernels before 5.11 charge BPF maps to RLIMIT_MEMLOCK: try `ulimit -l unlimited`)"
+impl Error {
+    /// What the kernel was asked for and answered, where it was the kernel that said no.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let operation = match self {
+            Error::Load(_) | Error::Target(target::Error::Tables(_)) => Operation::Map,
+            Error::Program { .. } => Operation::Program,
+            Error::Attach { source, .. } => match &**source {
+                ProgramError::SyscallError(error) if error.call == "perf_event_open" => {
+                    Operation::PerfEvent
+                }
+                _ => Operation::Attach,
+            },
+            Error::Sideband(error) => return error.refusal(),
+            Error::Io { .. } => Operation::Other,
+            _ => return None,
+        };
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            if let Some(errno) = error.downcast_ref().and_then(io::Error::raw_os_error) {
+                return Some(Refusal { operation, errno });
+            }
+            source = error.source();
         }
-        _ => "",
+        None
     }
 }
 
@@ -225,10 +245,7 @@ impl Loaded {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
         let cpus: &[u32] = if self.stacks { &self.kernel.cpus } else { &[] };
-        let sideband = Sideband::open(cpus).map_err(|source| Error::Io {
-            what: "cannot open the perf side band",
-            source,
-        })?;
+        let sideband = Sideband::open(cpus)?;
         let tgids = namespace::initial_ids(&mut self.ebpf, &self.kernel, &targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
         let scope: BpfMap<MapData, u32, [u64; 3]> = take(&mut self.ebpf, "TARGETS")?;

@@ -1,16 +1,25 @@
 //! What this kernel and these privileges allow, each "no" with a reason and what would help.
 
-use std::ffi::OsString;
+pub mod checks;
+mod command;
+pub mod facts;
+pub mod privileges;
+pub mod refusal;
+
 use std::fs;
 use std::io;
 
 use crate::process;
 use crate::session::btf::{self, Offsets};
+use checks::{Effect, Probe, Problem};
+use facts::Facts;
 
 /// Where the kernel describes its own types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Oldest kernel with all that is needed.
 const OLDEST: (u32, u32) = (5, 10);
+/// Before this version BPF memory is charged to `RLIMIT_MEMLOCK`.
+const CHARGED: (u32, u32) = (5, 11);
 /// Bytes of a kernel stack (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h) and of the
 /// registers saved at its top (`struct pt_regs`).
 const THREAD_SIZE: u32 = 16384;
@@ -19,32 +28,15 @@ const PT_REGS_BYTES: u32 = 168;
 /// Why nothing can be done here.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel is too old.
-    #[error("kernel {release} is too old: agent needs Linux 5.10 or later")]
-    TooOld {
-        /// `uname -r`.
-        release: String,
-    },
+    /// Something is in the way that the checks know.
+    #[error("{}", told(.0))]
+    Blocked(Vec<Problem>),
     /// The kernel does not describe its types.
-    #[error(
-        "the kernel has no BTF ({BTF}): it must be built with CONFIG_DEBUG_INFO_BTF=y, as the kernels of all big distributions are"
-    )]
+    #[error("cannot read the kernel's BTF ({BTF})")]
     NoBtf(#[source] io::Error),
     /// Its description is of no use.
     #[error("the kernel's BTF ({BTF}) cannot be used")]
     Btf(#[from] btf::Error),
-    /// Not enough privileges.
-    #[error(
-        "no permission: agent needs {missing}; run it as root: `sudo {command}`, or in a container with `--cap-add {add}`"
-    )]
-    Privileges {
-        /// The capabilities that are missing.
-        missing: String,
-        /// The same as arguments for a container.
-        add: String,
-        /// The command line to repeat.
-        command: String,
-    },
     /// The frequency is above what the kernel allows.
     #[error(
         "--frequency {wanted} is above this kernel's limit of {limit}; use --frequency {limit}, or raise it: `sysctl kernel.perf_event_max_sample_rate={wanted}`"
@@ -55,6 +47,39 @@ pub enum Error {
         /// `kernel.perf_event_max_sample_rate`.
         limit: u64,
     },
+}
+
+/// Each problem and what helps, as one text.
+fn told(problems: &[Problem]) -> String {
+    let each = problems.iter().map(|problem| match &problem.fix {
+        Some(fix) => format!("{}; what helps: {fix}", problem.reason),
+        None => problem.reason.clone(),
+    });
+    each.collect::<Vec<_>>().join("; ")
+}
+
+/// Takes the limits out of the way that the agent may.
+pub fn prepare() {
+    if parse_version(&uname().1) < CHARGED {
+        process::raise_locked_memory();
+    }
+}
+
+/// Checks what a probe needs before anything is tried. `pids`: the processes whose mappings it has
+/// to read.
+///
+/// # Errors
+/// [`Error::Blocked`] with all that is in the way.
+pub fn check(probe: Probe, pids: &[u32]) -> Result<(), Error> {
+    prepare();
+    let facts = Facts::gather(pids);
+    let mut problems = checks::look(&facts, probe);
+    problems.retain(|problem| problem.effect == Effect::Blocks);
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Blocked(problems))
+    }
 }
 
 /// What was found out about the kernel.
@@ -79,16 +104,6 @@ pub struct Globals {
     pub hash_seed: u64,
 }
 
-/// Capabilities (linux/capability.h) that a run needs, each with its number.
-const CAPABILITIES: [(&str, u32); 4] = [
-    ("BPF", 39),
-    ("PERFMON", 38),
-    ("SYS_PTRACE", 19),
-    ("DAC_READ_SEARCH", 2),
-];
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_DAC_OVERRIDE: u32 = 1;
-
 /// Fields whose offsets the kernel programs need.
 const FIELDS: &[&str] = &[
     "task_struct.stack",
@@ -106,7 +121,7 @@ const FIELDS: &[&str] = &[
 ];
 
 impl Kernel {
-    /// Looks at the running kernel and at the agent's own privileges.
+    /// Looks at the running kernel.
     ///
     /// # Errors
     /// When the agent cannot work here at all.
@@ -121,10 +136,6 @@ impl Kernel {
     pub fn probe_with(fields: &[&'static str]) -> Result<Self, Error> {
         let (name, release) = uname();
         let version = parse_version(&release);
-        if version < OLDEST {
-            return Err(Error::TooOld { release });
-        }
-        check_privileges()?;
         let bytes = fs::read(BTF).map_err(Error::NoBtf)?;
         let wanted: Vec<&str> = FIELDS.iter().chain(fields).copied().collect();
         let offsets = Offsets::read(&bytes, &wanted)?;
@@ -259,51 +270,6 @@ fn namespace_level() -> u32 {
     (ids as u32).saturating_sub(1).max(1)
 }
 
-fn check_privileges() -> Result<(), Error> {
-    let held = process::privilege::effective_capabilities();
-    let has = |number: u32| held >> number & 1 != 0;
-    if has(CAP_SYS_ADMIN) && has(CAPABILITIES[2].1) {
-        return Ok(());
-    }
-    let missing: Vec<&str> = CAPABILITIES
-        .iter()
-        .filter(|&&(name, number)| {
-            !(has(number)
-                || has(CAP_SYS_ADMIN) && number >= 38
-                || name == "DAC_READ_SEARCH" && has(CAP_DAC_OVERRIDE))
-        })
-        .map(|&(name, _)| name)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Privileges {
-        missing: missing
-            .iter()
-            .map(|name| format!("CAP_{name}"))
-            .collect::<Vec<_>>()
-            .join(", "),
-        add: missing.join(" --cap-add "),
-        command: command_line(std::env::args_os()),
-    })
-}
-
-/// The words as one line for a shell.
-fn command_line(words: impl Iterator<Item = OsString>) -> String {
-    let words: Vec<String> = words.map(|word| quoted(&word.to_string_lossy())).collect();
-    words.join(" ")
-}
-
-/// The word as a POSIX shell reads it back.
-fn quoted(word: &str) -> String {
-    let harmless = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
-    if !word.is_empty() && word.chars().all(harmless) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 /// Any number that the target cannot guess: it keeps it from making stacks collide.
 fn random_seed() -> u64 {
     let mut seed = [0u8; 8];
@@ -315,18 +281,6 @@ fn random_seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_command_to_repeat_can_be_pasted() {
-        use std::os::unix::ffi::OsStringExt;
-        let words = ["agent", "--pid=1", "a b", "it's", "", "$(x)"].map(OsString::from);
-        assert_eq!(
-            command_line(words.into_iter()),
-            r"agent --pid=1 'a b' 'it'\''s' '' '$(x)'"
-        );
-        let broken = OsString::from_vec(vec![b'a', 0xff]);
-        assert_eq!(command_line([broken].into_iter()), "'a\u{fffd}'");
-    }
 
     #[test]
     fn versions_and_cpu_lists_are_read() {
