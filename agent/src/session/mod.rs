@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod deferred;
+mod iterator;
 pub mod modules;
 pub mod records;
 pub mod sideband;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Iter, RawTracePoint};
+use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 
 use crate::preflight::Kernel;
@@ -280,7 +281,7 @@ impl Loaded {
                 .insert(process.pid(), 0, 0)
                 .map_err(|_| Error::Map("WANTED"))?;
         }
-        run_task_iterator(&mut self.ebpf)?;
+        iterator::run_over_tasks(&mut self.ebpf)?;
         let id = |process: &Process| wanted.get(&process.pid(), 0).ok().filter(|&id| id != 0);
         Ok(targets.iter().map(id).collect())
     }
@@ -319,29 +320,6 @@ pub fn take<M: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> 
     ebpf.take_map(name)
         .and_then(|map| M::try_from(map).ok())
         .ok_or(Error::Map(name))
-}
-
-fn run_task_iterator(ebpf: &mut Ebpf) -> Result<(), Error> {
-    let program = "iter_task";
-    let refused = |source| Error::Program {
-        program,
-        source: Box::new(source),
-    };
-    let btf = aya::Btf::from_sys_fs().map_err(|error| refused(error.into()))?;
-    let iterator: &mut Iter = program_mut(ebpf, program)?;
-    iterator.load("task", &btf).map_err(refused)?;
-    let link = iterator
-        .attach()
-        .and_then(|link| iterator.take_link(link))
-        .map_err(refused)?;
-    let read = |source| Error::Io {
-        what: "cannot run the task iterator",
-        source,
-    };
-    let mut file = link
-        .into_file()
-        .map_err(|error| read(io::Error::other(error)))?;
-    io::copy(&mut file, &mut io::sink()).map(drop).map_err(read)
 }
 
 /// The processes are followed, and what probes are attached are running.
