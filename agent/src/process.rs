@@ -473,7 +473,7 @@ pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
         flags: fields.get(6)?.parse().ok()?,
-        cpu_ticks: number(11)? + number(12)?,
+        cpu_ticks: number(11)?.saturating_add(number(12)?),
         start_time: fields.get(19)?.parse().ok()?,
     })
 }
@@ -540,6 +540,13 @@ mod tests {
         assert_eq!(stat.comm, "a) b (c");
         assert_eq!((stat.state, stat.parent, stat.start_time), ('S', 7, 12345));
         assert_eq!(stat.cpu_ticks, 5 + 6);
+    }
+
+    #[test]
+    fn times_beyond_what_a_number_holds_do_not_overflow() {
+        let most = u64::MAX;
+        let text = format!("1 (a) S 7 1 1 0 -1 4 1 2 3 4 {most} {most} 7 8 20 0 1 0 5 99 1");
+        assert_eq!(parse_stat(text.as_bytes()).unwrap().cpu_ticks, most);
     }
 
     #[test]
