@@ -32,6 +32,8 @@ pub mod cli;
 pub mod diff;
 pub mod doctor;
 pub mod elf;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz_targets;
 mod gopclntab;
 pub mod input;
 pub mod naming;

@@ -20,6 +20,7 @@ mod diff;
 mod doctor;
 mod elf;
 mod harness;
+mod hostile;
 mod identity;
 mod kill;
 mod lifecycle;

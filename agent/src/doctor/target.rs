@@ -24,7 +24,7 @@ pub fn examine(pid: u32, probes: &[Probe], facts: &Facts) -> TargetFinding {
     let mut detail = "its life can be followed".to_owned();
     if probes.iter().any(|probe| STACKS.contains(probe)) {
         match process.maps() {
-            Ok(maps) => detail = files(&process, &maps, facts, &mut problems),
+            Ok(maps) => detail = files(&process, &maps.maps, facts, &mut problems),
             Err(error) => problems.push(refused(&error, facts)),
         }
     }

@@ -91,6 +91,7 @@ impl LiveNames {
         let pending = making.missing.values().map(BTreeSet::len).sum();
         self.begin(making.missing, targets);
         let mut profile = making.profile;
+        profile.accounting.notes = self.known.accounting.notes.clone();
         let frames = profile.frames.iter();
         let used: HashSet<&str> = frames.filter_map(|frame| frame.module.as_deref()).collect();
         let known = self.known.modules.iter();

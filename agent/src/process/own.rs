@@ -90,8 +90,17 @@ pub fn own_usage() -> (f64, u64) {
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     (
         seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        usage.ru_maxrss as u64 * 1024,
+        peak_resident_bytes().unwrap_or(usage.ru_maxrss as u64 * 1024),
     )
+}
+
+/// Peak resident bytes (`VmHWM`): `ru_maxrss` counts what the process was before its exec, a copy
+/// of whoever started it.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// Resident bytes of the agent's own process now (`/proc/self/statm`).

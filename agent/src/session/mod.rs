@@ -52,7 +52,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Most samples that wait for code to become known: some 18 KB each.
 const MAX_WAITING: usize = 4096;
 /// Longest time that the end of the run waits for unwind tables.
-const LAST_TABLES: Duration = Duration::from_secs(2);
+const LAST_TABLES: Duration = Duration::from_secs(1);
 
 /// The programs that follow the life of processes, and their tracepoints.
 const LIFE: [(&str, &str); 4] = [
@@ -260,6 +260,7 @@ impl Loaded {
             bytes: 0,
             waiting_events: VecDeque::new(),
             deferred: Vec::new(),
+            skipped: 0,
         };
         for fd in attached.sideband.fds() {
             attached.watch.add(fd)?;
@@ -345,6 +346,8 @@ pub struct Attached {
     /// Samples whose walk waits, with the looks that they have waited for.
     waiting_events: VecDeque<(u64, Event)>,
     deferred: Vec<Waiting>,
+    /// Runs that the kernel skipped of programs that are unloaded again.
+    skipped: u64,
 }
 
 impl Attached {
@@ -447,6 +450,7 @@ impl Attached {
 
     /// What follows a look at the ring: the mapping tables and the walks.
     fn catch_up(&mut self, time: Duration, looks: u32, sink: &mut impl FnMut(&[u8], &Targets)) {
+        self.targets.renew(time);
         if self.targets.is_behind() {
             self.targets.flush(time);
         }
@@ -535,9 +539,17 @@ impl Attached {
     /// Takes in the last records when no program runs any more, after the tables that are still
     /// being built.
     pub async fn finish(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
+        // A storm of forks or execs would send records for ever.
+        self.skipped = self.recursion_misses([]);
+        for (program, _) in LIFE {
+            if let Ok(program) = program_mut::<RawTracePoint>(&mut self.ebpf, program) {
+                let _ = program.unload();
+            }
+        }
         while self.take_record(sink) {}
         self.events_of_sideband();
         self.on_events_until(u64::MAX);
+        self.targets.renew(LOOK);
         self.catch_up(Duration::ZERO, LOOKS, sink);
         let deadline = Instant::now() + LAST_TABLES;
         while !self.deferred.is_empty() && self.targets.pending() > 0 {
@@ -591,10 +603,10 @@ impl Attached {
         let life = LIFE.iter().map(|&(program, _)| program);
         let misses = |name| {
             let program = self.ebpf.program(name)?;
-            // One that was not loaded has skipped nothing.
+            // One that is not loaded has skipped nothing.
             Some(process::bpf_recursion_misses(program.fd().ok()?.as_fd()))
         };
-        life.chain(programs).filter_map(misses).sum()
+        self.skipped + life.chain(programs).filter_map(misses).sum::<u64>()
     }
 
     /// Bytes of all BPF maps.

@@ -1,8 +1,10 @@
 //! The perf side band: what processes map and how they name themselves, as the kernel tells it
 //! (`perf_event_open(2)`, records MMAP2 and COMM). Needs no kprobes and no tracefs.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{Ordering, fence};
 
 use perf_event_open_sys::bindings::{
@@ -239,7 +241,7 @@ fn text_at(record: &[u8], at: usize) -> Option<&[u8]> {
     record.get(at..)?.split(|&byte| byte == 0).next()
 }
 
-fn decode(record: &[u8]) -> Option<Event> {
+pub(crate) fn decode(record: &[u8]) -> Option<Event> {
     match u32_at(record, 0)? {
         PERF_RECORD_MMAP2 => mapping(record),
         PERF_RECORD_COMM if u32_at(record, 8)? == u32_at(record, 12)? => Some(Event::Name {
@@ -272,7 +274,7 @@ fn mapping(record: &[u8]) -> Option<Event> {
                 minor: u32_at(record, 44)?,
                 inode: u64_at(record, 48)?,
             },
-            path: std::os::unix::ffi::OsStringExt::from_vec(path.to_vec()),
+            path: OsStr::from_bytes(path).into(),
         },
     })
 }

@@ -158,7 +158,8 @@ fn who_cannot_see_is_told_what_helps() {
     }
     let container = Container::start();
     let refused = |debugger: Debugger, pid: &str, words: &[&str]| {
-        let output = debugger.run(&["profile", "--pid", pid, "-d", "1s", "-o", "/tmp/x.json"]);
+        let how = ["-d", "1s", "-o", "-", "--format", "json"];
+        let output = debugger.run(&[&["profile", "--pid", pid][..], &how].concat());
         let said = said(&output);
         assert_eq!(output.status.code(), Some(1), "{said}");
         for word in words {
