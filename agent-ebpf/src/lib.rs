@@ -125,7 +125,8 @@ impl End {
 numbers! {
     /// What became of each sampling tick and of each stack; indices of the `COUNTERS` map.
     ///
-    /// `Ticks = Idle + Other + Emitted + (the losses)`, exactly.
+    /// `Ticks = Idle + Other + Emitted + (the losses)`, exactly; in these a tick of a slower clock
+    /// ([`control::DOUBLINGS`]) counts for the ticks that it stands for.
     Counter {
         /// Times the sampling program ran.
         Ticks = "ticks",
@@ -157,7 +158,27 @@ numbers! {
         LostRequest = "request_times_lost",
         /// The last record of a connection did not fit in the ring buffer.
         LostConnectionRecord = "connection_records_lost",
+        /// Samples of the target, each counted once whatever it counts for.
+        Samples = "samples",
+        /// Nanoseconds spent on connections of the target, while [`control::MEASURE`] is set.
+        TcpNanoseconds = "tcp_nanoseconds",
+        /// Nanoseconds spent on failing and on timed calls of the target, while it is set.
+        SyscallNanoseconds = "syscall_nanoseconds",
+        /// System calls of any process whose exit was looked at, while it is set.
+        Calls = "calls",
     }
+}
+
+/// What userspace tells the programs while they run: indices of the `CONTROL` map.
+pub mod control {
+    /// Not zero while the programs are to measure how long they take.
+    pub const MEASURE: u32 = 0;
+    /// How often the period of the sampling clock was doubled, at most [`MAX_DOUBLINGS`].
+    pub const DOUBLINGS: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+    /// See [`DOUBLINGS`].
+    pub const MAX_DOUBLINGS: u32 = 15;
 }
 
 /// Which kind of probe uses a scratch slot: a timer tick may interrupt a tracepoint
@@ -194,8 +215,32 @@ impl Target {
     }
 }
 
-/// Kinds of ring buffer records: the first `u32` of each.
+/// Kinds of ring buffer records: the low byte of the first `u32` of each. The other bytes of a sample
+/// hold the [`control::DOUBLINGS`] of the clock that it was taken by.
 pub mod record {
+    /// The kind, of the first word.
+    #[inline(always)]
+    pub const fn kind(word: u32) -> u32 {
+        word & 0xff
+    }
+
+    /// The ticks that a sample counts for, of its first word.
+    pub const fn weight(word: u32) -> u64 {
+        1 << (word >> 8 & crate::control::MAX_DOUBLINGS)
+    }
+
+    /// The first word of a sample of this kind taken by a clock of this many doublings.
+    #[inline(always)]
+    pub const fn sample(kind: u32, doublings: u32) -> u32 {
+        kind | doublings << 8
+    }
+
+    /// The same first word with another kind.
+    #[inline(always)]
+    pub const fn of_kind(word: u32, kind: u32) -> u32 {
+        word & !0xff | kind
+    }
+
     /// [`crate::StackRecord`] followed by its frames.
     pub const STACK: u32 = 1;
     /// [`crate::SampleRecord`].
@@ -224,7 +269,7 @@ pub mod record {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RepeatRecord {
-    /// [`record::REPEAT`].
+    /// [`record::REPEAT`], by [`record::sample`].
     pub kind: u32,
     /// As [`SampleRecord::tid`], not 0.
     pub tid: u32,
@@ -237,7 +282,7 @@ const _: () = assert!(size_of::<RepeatRecord>() == 16);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleRecord {
-    /// [`record::SAMPLE`].
+    /// [`record::SAMPLE`], by [`record::sample`].
     pub kind: u32,
     /// Thread-group id in the initial PID namespace.
     pub tgid: u32,

@@ -4,7 +4,7 @@
 //! failed, then whether the process is in scope.
 
 use agent_ebpf::failure::{Argument, Loss, Part, Row, bucket, row, shape};
-use agent_ebpf::{SampleRecord, StackRecord, record, slot};
+use agent_ebpf::{Counter, SampleRecord, StackRecord, record, slot};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -20,7 +20,7 @@ use crate::maps::{
     SYSCALL_COUNTERS, Scratch, TARGETS, WANTED_ERRNOS, config,
 };
 use crate::process::read_u32;
-use crate::{arguments, emit, stack};
+use crate::{arguments, count, emit, measure, stack};
 
 /// Highest errno (`MAX_ERRNO`, linux/err.h).
 const MAX_ERRNO: u64 = 4095;
@@ -39,6 +39,7 @@ const NO_CALL: u32 = u32::MAX;
 /// `sys_enter(regs, id)`: notes when the call began. Attached only where calls are timed.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
+    let begun = measure::begin();
     let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: only whether there is a value is looked at.
     if unsafe { TARGETS.get((pid_tgid >> 32) as u32) }.is_none() {
@@ -59,6 +60,7 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
             let _ = STARTS.insert(tid, now, 0);
         }
     }
+    measure::end(begun, Counter::SyscallNanoseconds);
     0
 }
 
@@ -96,9 +98,14 @@ pub fn syscall_exit_event(ctx: TracePointContext) -> u32 {
 fn exited(result: u64, regs: impl FnOnce() -> u64) {
     let errno = result.wrapping_neg();
     let failed = errno.wrapping_sub(1) < MAX_ERRNO;
+    let measured = measure::is_on();
+    if measured {
+        count(Counter::Calls, 1);
+    }
     if !failed && config::syscall_times() == 0 {
         return;
     }
+    let begun = if measured { measure::begin() } else { 0 };
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     // SAFETY: the value is copied at once; an update replaces it whole.
@@ -114,6 +121,7 @@ fn exited(result: u64, regs: impl FnOnce() -> u64) {
     if failed {
         failure(regs, errno as u16, tgid, table, ns);
     }
+    measure::end(begun, Counter::SyscallNanoseconds);
 }
 
 /// How long the call took; 0 where its beginning was not seen.

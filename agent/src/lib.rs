@@ -14,6 +14,7 @@
 //! - [`symbolize`]: addresses of an open file into names; [`unwind`]: an ELF file into the table that
 //!   the kernel unwinds by. Both distrust every byte, take open files and need no privileges;
 //! - [`process`], [`preflight`]: the only readers of `/proc` and `/sys`, kernel symbols aside;
+//! - [`guard`]: what the agent may cost; [`hazards`]: what kernels do that must be known;
 //! - [`elf`], `gopclntab`, [`protobuf`], [`profile`]: the parts of ELF files that others share; a wire
 //!   format; the model.
 //!
@@ -31,6 +32,8 @@ pub mod cli;
 pub mod diff;
 pub mod elf;
 mod gopclntab;
+pub mod guard;
+pub mod hazards;
 pub mod input;
 pub mod naming;
 pub mod output;

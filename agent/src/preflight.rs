@@ -4,13 +4,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 
+use crate::hazards::{self, Hazard};
 use crate::process;
 use crate::session::btf::{self, Offsets};
 
 /// Where the kernel describes its own types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-/// Oldest kernel with all that is needed.
-const OLDEST: (u32, u32) = (5, 10);
 /// Bytes of a kernel stack (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h) and of the
 /// registers saved at its top (`struct pt_regs`).
 const THREAD_SIZE: u32 = 16384;
@@ -118,7 +117,7 @@ impl Kernel {
     pub fn probe_with(fields: &[&'static str]) -> Result<Self, Error> {
         let (name, release) = uname();
         let version = parse_version(&release);
-        if version < OLDEST {
+        if hazards::TOO_OLD.holds(version) {
             return Err(Error::TooOld { release });
         }
         check_privileges()?;
@@ -132,6 +131,11 @@ impl Kernel {
             ns_level: namespace_level(),
             offsets,
         })
+    }
+
+    /// Whether a hazard must be reckoned with here.
+    pub fn has(&self, hazard: &Hazard) -> bool {
+        hazard.holds(self.version)
     }
 
     /// Offset in bytes of a kernel structure's field that was asked for.
@@ -150,7 +154,10 @@ impl Kernel {
         let of = |field: &str| self.offsets.of(field);
         Ok(Globals {
             words: vec![
-                ("HAS_TASK_PT_REGS", u32::from(self.version >= (5, 15))),
+                (
+                    "HAS_TASK_PT_REGS",
+                    u32::from(!self.has(&hazards::NO_TASK_PT_REGS)),
+                ),
                 ("PT_REGS_OFFSET", THREAD_SIZE - PT_REGS_BYTES),
                 ("TASK_STACK", of("task_struct.stack")?),
                 ("TASK_MM", of("task_struct.mm")?),

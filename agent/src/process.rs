@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 pub use own::{
     bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
-    raise_open_files, restore_open_files, without_opening_files,
+    raise_open_files, restore_open_files, thread_cpu_ns, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -108,6 +108,8 @@ pub struct Stat {
     pub flags: u64,
     /// CPU time so far, in user and kernel mode, in clock ticks.
     pub cpu_ticks: u64,
+    /// The same of its children that it has waited for.
+    pub children_ticks: u64,
     /// Start time in clock ticks since boot.
     pub start_time: u64,
 }
@@ -433,6 +435,7 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
         parent: fields.get(1)?.parse().ok()?,
         flags: fields.get(6)?.parse().ok()?,
         cpu_ticks: number(11)? + number(12)?,
+        children_ticks: number(13).unwrap_or(0) + number(14).unwrap_or(0),
         start_time: fields.get(19)?.parse().ok()?,
     })
 }

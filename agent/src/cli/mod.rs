@@ -9,6 +9,7 @@ pub mod destination;
 pub mod diff;
 pub mod diff_args;
 pub mod generate;
+pub mod guard_args;
 pub mod launch;
 pub mod profile;
 pub mod profile_args;

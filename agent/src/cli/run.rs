@@ -10,6 +10,8 @@ use super::launch::{Held, LaunchError, Running, shell_code};
 use super::signals::Signals;
 use super::spec::{Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
+use crate::guard::Step;
+use crate::output;
 use crate::process::Process;
 use crate::session::target::Targets;
 use crate::session::{self, Attached};
@@ -25,6 +27,8 @@ pub enum Ended {
     TargetExited,
     /// Nobody reads the output any more.
     ReaderGone,
+    /// The overhead guard took the last probe away.
+    Overhead,
 }
 
 impl Ended {
@@ -35,6 +39,7 @@ impl Ended {
             Ended::Interrupted => "interrupted",
             Ended::TargetExited => "target_exited",
             Ended::ReaderGone => "reader_gone",
+            Ended::Overhead => "overhead",
         }
     }
 }
@@ -129,7 +134,7 @@ impl Subjects {
             if let Some(running) = &mut self.running {
                 self.status = running.end();
             }
-            if matches!(ended, Ended::Duration | Ended::ReaderGone) {
+            if matches!(ended, Ended::Duration | Ended::ReaderGone | Ended::Overhead) {
                 return None;
             }
         }
@@ -174,7 +179,7 @@ pub async fn until_end(
     signals: &mut Signals,
     duration: Option<Duration>,
     record: &mut impl FnMut(&[u8], &Targets),
-    tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
+    tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<Ended>,
 ) -> Ended {
     let ended = watch(session, subjects, signals, duration, record, tick).await;
     signals.release();
@@ -188,7 +193,7 @@ pub async fn watch(
     signals: &mut Signals,
     duration: Option<Duration>,
     record: &mut impl FnMut(&[u8], &Targets),
-    mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
+    mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<Ended>,
 ) -> Ended {
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
@@ -207,14 +212,21 @@ pub async fn watch(
         if let Some(ended) = ended {
             break ended;
         }
-        if tick(session, started.elapsed()).is_break() {
-            break Ended::ReaderGone;
+        if let ControlFlow::Break(ended) = tick(session, started.elapsed()) {
+            break ended;
         }
         // The program's children may outlive it: with --children they keep the run going.
         let command_ended = subjects.command_ended();
         if session.targets().all_ended() || command_ended && session.targets().list().len() == 1 {
             break Ended::TargetExited;
         }
+    }
+}
+
+/// Says what the overhead guard did, as it does it.
+pub fn say_step(step: &Step, verbosity: Verbosity) {
+    if !verbosity.quiet {
+        let _ = writeln!(io::stderr(), "agent: {}", output::guard::line(step));
     }
 }
 

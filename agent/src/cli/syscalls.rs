@@ -14,12 +14,14 @@ use super::stdout::Stdout;
 use super::syscalls_args::{FileFormat, Stream, SyscallsSpec};
 use super::terminal;
 use crate::calendar;
+use crate::guard::Probe;
 use crate::output::{self, table::Live};
 use crate::preflight::Kernel;
 use crate::probe::syscalls::{self, Options};
 use crate::probe::tcp;
 use crate::profile::Profile;
 use crate::recorder::cpu::facts;
+use crate::recorder::guard::Watch;
 use crate::recorder::syscalls::Syscalls;
 use crate::session::{Attached, Loaded, Needs};
 use crate::syscalls::Report;
@@ -59,15 +61,28 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     let failures = Syscalls::attach(&mut session, &options)?;
     subjects.release()?;
     let begin = Instant::now();
-    let mut view = View::new(failures, &spec, verbosity);
+    let guard = Watch::begin(
+        &mut session,
+        spec.limit,
+        &[Probe::Syscalls],
+        0,
+        spec.latency,
+    )?;
+    let mut view = View::new(failures, guard, &spec, verbosity);
     let ended = watch(&mut session, &mut subjects, &mut signals, &spec, &mut view).await;
     view.failures.detach(&mut session)?;
     session
         .finish(&mut |bytes, targets| view.failures.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
-    let report = view.report(&session, true);
+    let report = Report {
+        guard: view.guard.report().cloned(),
+        ..view.report(&session, true)
+    };
     let shown = view.finish(&report);
+    if let Some(step) = view.guard.last_step() {
+        run::say_step(&step, verbosity);
+    }
     let facts = facts(&session, started, begin.elapsed(), ended.name());
     let profile = view.failures.profile(&session, &report, facts);
     let mut written = Ok(());
@@ -113,7 +128,10 @@ async fn watch(
                 // What cannot be rendered now cannot be at the end, where it is an error.
                 let _ = shared.borrow_mut().interval(session);
             }
-            ControlFlow::Continue(())
+            match shared.borrow_mut().guard.tick(session) {
+                Some(_) => ControlFlow::Break(Ended::Overhead),
+                None => ControlFlow::Continue(()),
+            }
         },
     )
     .await
@@ -137,6 +155,7 @@ fn plain(report: &Report) -> String {
 /// What is shown, and where.
 struct View {
     failures: Syscalls,
+    guard: Watch,
     stream: Stream,
     hide_benign: bool,
     quiet: bool,
@@ -145,10 +164,11 @@ struct View {
 }
 
 impl View {
-    fn new(failures: Syscalls, spec: &SyscallsSpec, verbosity: Verbosity) -> Self {
+    fn new(failures: Syscalls, guard: Watch, spec: &SyscallsSpec, verbosity: Verbosity) -> Self {
         let live = spec.stream == Stream::Table && io::stdout().is_terminal() && !verbosity.quiet;
         Self {
             failures,
+            guard,
             stream: spec.stream,
             hide_benign: spec.hide_benign,
             quiet: verbosity.quiet,

@@ -38,6 +38,7 @@ fn facts() -> Facts {
             exe: Some("/usr/bin/server".to_owned()),
         }],
         ended: "duration".to_owned(),
+        guard: None,
     }
 }
 

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod escape;
 pub mod findings;
 mod folded;
+pub mod guard;
 pub mod html;
 mod intern;
 mod json;

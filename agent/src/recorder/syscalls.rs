@@ -42,11 +42,14 @@ impl Syscalls {
         self.failures.take(bytes, targets);
     }
 
-    /// Stops counting.
+    /// Stops counting, if that was not done.
     ///
     /// # Errors
     /// When the bytecode does not hold the programs.
     pub fn detach(&mut self, session: &mut Attached) -> Result<(), Error> {
+        if self.failures.has_ended() {
+            return Ok(());
+        }
         syscalls::detach(session, &mut self.failures)
     }
 

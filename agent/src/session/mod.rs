@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod deferred;
+pub mod event;
 pub mod modules;
 pub mod records;
 pub mod sideband;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
-use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{Iter, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 
@@ -85,6 +86,16 @@ pub enum Error {
         hook: String,
         /// What the kernel answered.
         source: Box<aya::programs::ProgramError>,
+    },
+    /// The sampling clock could not be started.
+    #[error("cannot start the sampling clock: perf event {clock} on CPU {cpu}")]
+    Clock {
+        /// As `perf list` calls it.
+        clock: &'static str,
+        /// The CPU.
+        cpu: u32,
+        /// What the kernel answered.
+        source: io::Error,
     },
     /// A map is missing or of another type: the bytecode does not fit this program.
     #[error("the embedded bytecode does not fit this program: map {0}")]
@@ -231,6 +242,7 @@ impl Loaded {
         let mut attached = Attached {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
+            control: take(&mut self.ebpf, "CONTROL")?,
             watch: Watch::new()?,
             targets: Targets::new(scope, Tables::new(tables), follow.children, self.stacks),
             sideband,
@@ -349,6 +361,7 @@ pub struct Attached {
     kernel: Kernel,
     events: RingBuf<MapData>,
     counters: PerCpuArray<MapData, [u64; Counter::ALL.len()]>,
+    control: Array<MapData, u32>,
     sideband: Sideband,
     targets: Targets,
     watch: Watch,
@@ -554,6 +567,16 @@ impl Attached {
     /// Bytes that came through the ring buffer, with its headers.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Tells the programs one of [`agent_ebpf::control`], from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses the update.
+    pub fn tell(&mut self, control: u32, value: u32) -> Result<(), Error> {
+        self.control
+            .set(control, value, 0)
+            .map_err(|_| Error::Map("CONTROL"))
     }
 
     /// Sums of the kernel's counters over all CPUs.
