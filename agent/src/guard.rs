@@ -201,6 +201,11 @@ impl Guard {
         &self.report
     }
 
+    /// Whether a probe is watched that was not detached.
+    pub fn is_attached(&self, probe: Probe) -> bool {
+        self.attached.get(probe as usize) == Some(&true)
+    }
+
     /// Whether a probe is left.
     pub fn has_probes(&self) -> bool {
         self.attached.contains(&true)
@@ -284,12 +289,15 @@ impl Guard {
 
     /// The probe to act upon.
     fn costliest(&self, cause: Cause, grown: &Look) -> Option<Probe> {
-        let is_attached = |probe: &Probe| self.attached.get(*probe as usize) == Some(&true);
-        if cause == Cause::Machine && grown.hooks > grown.agent && is_attached(&Probe::Syscalls) {
+        let hooks = cause == Cause::Machine && grown.hooks > grown.agent;
+        if hooks && self.is_attached(Probe::Syscalls) {
             return Some(Probe::Syscalls);
         }
         let cost = |probe: &Probe| grown.programs.get(*probe as usize).copied();
-        Probe::ALL.into_iter().filter(is_attached).max_by_key(cost)
+        let attached = Probe::ALL
+            .into_iter()
+            .filter(|&probe| self.is_attached(probe));
+        attached.max_by_key(cost)
     }
 }
 

@@ -223,18 +223,23 @@ impl Recorder {
         if self.duration.is_zero() {
             self.usage.look(pids(session));
         }
-        self.tcp.look(session)?;
-        session.drain(&mut |bytes, targets| self.take(bytes, targets));
-        let budget = &mut self.budget;
-        let mut document = self.tcp.interval(session, |connections, span, now| {
-            budget.list(connections, span, now)
-        });
-        self.tcp.end_interval();
-        self.budget.cut_document(&mut document);
-        self.connections.push(document);
-        let mut report = self.syscalls.report(session, false);
-        self.budget.cut_report(&mut report);
-        self.reports.push(report);
+        // An interval in which a probe was not attached would look like one without events.
+        if self.guard.is_attached(Probe::Tcp) {
+            self.tcp.look(session)?;
+            session.drain(&mut |bytes, targets| self.take(bytes, targets));
+            let budget = &mut self.budget;
+            let mut document = self.tcp.interval(session, |connections, span, now| {
+                budget.list(connections, span, now)
+            });
+            self.tcp.end_interval();
+            self.budget.cut_document(&mut document);
+            self.connections.push(document);
+        }
+        if self.guard.is_attached(Probe::Syscalls) {
+            let mut report = self.syscalls.report(session, false);
+            self.budget.cut_report(&mut report);
+            self.reports.push(report);
+        }
         Ok(())
     }
 

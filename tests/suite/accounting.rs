@@ -2,7 +2,7 @@
 
 use crate::harness::{Agent, FREQUENCY, Profile, Stack, Target, alone, host_only, in_vm};
 
-fn assert_balances(profile: &Profile) {
+pub(crate) fn assert_balances(profile: &Profile) {
     let sums = &profile.accounting;
     let lost: u64 = sums.lost.values().sum();
     assert_eq!(

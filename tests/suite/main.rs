@@ -17,6 +17,7 @@ mod browser;
 mod completeness;
 mod diff;
 mod elf;
+mod guard;
 mod harness;
 mod lifecycle;
 mod names;

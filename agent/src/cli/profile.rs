@@ -154,18 +154,20 @@ async fn sample(
                     &format!("{} samples", taken.get()),
                 )
             });
-            let slowed = match guard.tick(session) {
-                None => return ControlFlow::Continue(()),
-                Some(Decision::Slow(doublings)) => {
-                    cpu.borrow_mut().slow(session, doublings).is_ok()
-                }
-                Some(Decision::Detach(_)) => false,
+            let Some(decision) = guard.tick(session) else {
+                return ControlFlow::Continue(());
             };
-            // The summary says the rest.
-            match slowed {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(Ended::Overhead),
+            progress.clear();
+            run::say_step(guard.last_step().as_ref(), verbosity);
+            let mut cpu = cpu.borrow_mut();
+            if let Decision::Slow(doublings) = decision
+                && cpu.slow(session, doublings).is_ok()
+            {
+                return ControlFlow::Continue(());
             }
+            // Where the bytecode does not hold the program there was nothing to sample with.
+            let _ = cpu.detach(session);
+            run::without_probes(target)
         },
     )
     .await;

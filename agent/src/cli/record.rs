@@ -138,12 +138,12 @@ async fn watch(
                 }
                 Ok(Some(step)) => {
                     progress.clear();
-                    run::say_step(&step, verbosity);
+                    run::say_step(Some(&step), verbosity);
                 }
                 Ok(None) => {}
             }
             match recorder.has_ended() {
-                true => ControlFlow::Break(Ended::Overhead),
+                true => run::without_probes(&spec.target),
                 false => ControlFlow::Continue(()),
             }
         },

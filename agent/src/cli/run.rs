@@ -134,7 +134,7 @@ impl Subjects {
             if let Some(running) = &mut self.running {
                 self.status = running.end();
             }
-            if matches!(ended, Ended::Duration | Ended::ReaderGone | Ended::Overhead) {
+            if matches!(ended, Ended::Duration | Ended::ReaderGone) {
                 return None;
             }
         }
@@ -223,9 +223,19 @@ pub async fn watch(
     }
 }
 
+/// How it goes on when the last probe was detached: a program that we started runs to its end.
+pub fn without_probes(target: &TargetSpec) -> ControlFlow<Ended> {
+    match target.scope {
+        Scope::Processes(_) => ControlFlow::Break(Ended::Overhead),
+        Scope::Command(_) => ControlFlow::Continue(()),
+    }
+}
+
 /// Says what the overhead guard did, as it does it.
-pub fn say_step(step: &Step, verbosity: Verbosity) {
-    if !verbosity.quiet {
+pub fn say_step(step: Option<&Step>, verbosity: Verbosity) {
+    if let Some(step) = step
+        && !verbosity.quiet
+    {
         let _ = writeln!(io::stderr(), "agent: {}", output::guard::line(step));
     }
 }

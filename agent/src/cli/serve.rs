@@ -110,7 +110,7 @@ async fn watch(
             let mut live = shared.borrow_mut();
             match live.tick(session).and_then(|()| live.watch(session)) {
                 Err(error) => failure = Some(error),
-                Ok(Some(step)) => run::say_step(&step, verbosity),
+                Ok(Some(step)) => run::say_step(Some(&step), verbosity),
                 Ok(None) => {}
             }
             while let Ok(asked) = asked.try_recv() {

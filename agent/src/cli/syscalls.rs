@@ -80,8 +80,8 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         ..view.report(&session, true)
     };
     let shown = view.finish(&report);
-    if let Some(step) = view.guard.last_step() {
-        run::say_step(&step, verbosity);
+    if spec.stream != Stream::Table {
+        run::say_step(view.guard.last_step().as_ref(), verbosity);
     }
     let facts = facts(&session, started, begin.elapsed(), ended.name());
     let profile = view.failures.profile(&session, &report, facts);
@@ -128,10 +128,13 @@ async fn watch(
                 // What cannot be rendered now cannot be at the end, where it is an error.
                 let _ = shared.borrow_mut().interval(session);
             }
-            match shared.borrow_mut().guard.tick(session) {
-                Some(_) => ControlFlow::Break(Ended::Overhead),
-                None => ControlFlow::Continue(()),
+            let view = &mut *shared.borrow_mut();
+            if view.guard.tick(session).is_none() {
+                return ControlFlow::Continue(());
             }
+            // Only bytecode that does not fit cannot be detached: the end says so.
+            let _ = view.failures.detach(session);
+            run::without_probes(&spec.target)
         },
     )
     .await

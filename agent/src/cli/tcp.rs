@@ -60,7 +60,8 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
             if show.has_ended() || failure.is_some() {
                 ControlFlow::Break(Ended::ReaderGone)
             } else if guard.tick(session).is_some() {
-                ControlFlow::Break(Ended::Overhead)
+                failure = tcp.borrow_mut().detach(session).err().map(Into::into);
+                run::without_probes(&spec.target)
             } else {
                 ControlFlow::Continue(())
             }
@@ -76,8 +77,8 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     );
     let command = subjects.finish(ended);
     let shown = show.finish(verbosity);
-    if let Some(step) = guard.last_step() {
-        run::say_step(&step, verbosity);
+    if spec.format != TcpFormat::Table || spec.output != Target::Stdout {
+        run::say_step(guard.last_step().as_ref(), verbosity);
     }
     failure.map_or(Ok(()), Err)?;
     let seen = seen?;

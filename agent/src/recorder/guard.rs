@@ -126,6 +126,12 @@ impl Watch {
         self.report()?.steps.last().cloned()
     }
 
+    /// Whether it has left a probe in place.
+    pub fn is_attached(&self, probe: Probe) -> bool {
+        let guard = self.guard.as_ref();
+        guard.is_none_or(|guard| guard.is_attached(probe))
+    }
+
     /// Whether all probes were detached.
     pub fn has_ended(&self) -> bool {
         self.guard.as_ref().is_some_and(|guard| !guard.has_probes())

@@ -154,6 +154,11 @@ impl Tcp {
         self.probe.last_look(session, &mut self.connections)
     }
 
+    /// Whether the hooks were taken away.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
     /// Takes the hooks away, if that was not done. Afterwards the ring buffer is to be drained.
     ///
     /// # Errors
