@@ -160,13 +160,52 @@ numbers! {
         LostConnectionRecord = "connection_records_lost",
         /// Samples of the target, each counted once whatever it counts for.
         Samples = "samples",
-        /// Nanoseconds spent on connections of the target, while [`control::MEASURE`] is set.
+        /// Runs for connections of the target.
+        TcpRuns = "tcp_runs",
+        /// Those of them that came while [`control::MEASURE`] was set.
+        TcpMeasured = "tcp_measured",
+        /// Nanoseconds that these took.
         TcpNanoseconds = "tcp_nanoseconds",
-        /// Nanoseconds spent on failing and on timed calls of the target, while it is set.
+        /// Runs for failing and for timed calls of the target.
+        SyscallRuns = "syscall_runs",
+        /// Those of them that came while [`control::MEASURE`] was set.
+        SyscallMeasured = "syscall_measured",
+        /// Nanoseconds that these took.
         SyscallNanoseconds = "syscall_nanoseconds",
-        /// System calls of any process whose exit was looked at, while it is set.
+        /// System calls of any process whose exit was looked at, while [`control::MEASURE`] is set.
         Calls = "calls",
     }
+}
+
+/// The counters of programs that are too short to be measured each time.
+#[derive(Clone, Copy, Debug)]
+pub struct Timed {
+    /// How often they ran.
+    pub runs: Counter,
+    /// How often that was measured.
+    pub measured: Counter,
+    /// What those runs took.
+    pub nanoseconds: Counter,
+    /// Most nanoseconds that one counts with: an interrupt, a hypervisor or (from 7.0 on) another
+    /// thread may come in between.
+    pub longest: u64,
+}
+
+impl Timed {
+    /// Those of connections.
+    pub const TCP: Timed = Timed {
+        runs: Counter::TcpRuns,
+        measured: Counter::TcpMeasured,
+        nanoseconds: Counter::TcpNanoseconds,
+        longest: 10_000,
+    };
+    /// Those of system calls.
+    pub const SYSCALLS: Timed = Timed {
+        runs: Counter::SyscallRuns,
+        measured: Counter::SyscallMeasured,
+        nanoseconds: Counter::SyscallNanoseconds,
+        longest: 50_000,
+    };
 }
 
 /// What userspace tells the programs while they run: indices of the `CONTROL` map.

@@ -1,13 +1,9 @@
-//! How long the programs take, measured only in the moments in which userspace asks for it.
+//! How often the programs run and, in the moments in which userspace asks for it, how long.
 
-use agent_ebpf::{Counter, control};
+use agent_ebpf::{Timed, control};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 
 use crate::{count, maps};
-
-/// Longest time that one run is counted with, in nanoseconds: from 7.0 on a program may be preempted
-/// for longer than it runs.
-const LONGEST: u64 = 1_000_000;
 
 /// Whether userspace asks for it.
 #[inline(always)]
@@ -26,13 +22,19 @@ pub fn begin() -> u64 {
     }
 }
 
-/// Adds the time since [`begin`] to one of this CPU's counters.
+/// Counts a run, with the time since [`begin`] where it is measured.
 #[inline(always)]
-pub fn end(began: u64, counter: Counter) {
+pub fn end(began: u64, counters: Timed) {
+    count(counters.runs, 1);
     if began == 0 {
         return;
     }
     // SAFETY: the helper has no preconditions.
     let took = unsafe { bpf_ktime_get_ns() }.wrapping_sub(began);
-    count(counter, if took < LONGEST { took } else { LONGEST });
+    count(counters.measured, 1);
+    let longest = counters.longest;
+    count(
+        counters.nanoseconds,
+        if took < longest { took } else { longest },
+    );
 }

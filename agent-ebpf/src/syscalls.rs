@@ -4,7 +4,7 @@
 //! failed, then whether the process is in scope.
 
 use agent_ebpf::failure::{Argument, Loss, Part, Row, bucket, row, shape};
-use agent_ebpf::{Counter, SampleRecord, StackRecord, record, slot};
+use agent_ebpf::{Counter, SampleRecord, StackRecord, Timed, record, slot};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -60,7 +60,7 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
             let _ = STARTS.insert(tid, now, 0);
         }
     }
-    measure::end(begun, Counter::SyscallNanoseconds);
+    measure::end(begun, Timed::SYSCALLS);
     0
 }
 
@@ -121,7 +121,7 @@ fn exited(result: u64, regs: impl FnOnce() -> u64) {
     if failed {
         failure(regs, errno as u16, tgid, table, ns);
     }
-    measure::end(begun, Counter::SyscallNanoseconds);
+    measure::end(begun, Timed::SYSCALLS);
 }
 
 /// How long the call took; 0 where its beginning was not seen.

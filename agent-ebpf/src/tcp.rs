@@ -6,7 +6,7 @@
 
 use agent_ebpf::connection::{Connection, Report, flag, role, what};
 use agent_ebpf::exchange::Batch;
-use agent_ebpf::{Counter, record};
+use agent_ebpf::{Counter, Timed, record};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_seq_write,
@@ -95,7 +95,7 @@ fn on_send(sock: u64) {
         connection
             .exchange
             .on_send(client, now(), &mut connection.batch, flush);
-        measure::end(begun, Counter::TcpNanoseconds);
+        measure::end(begun, Timed::TCP);
     }
 }
 
@@ -104,7 +104,7 @@ fn on_sent(sock: u64) {
     let begun = measure::begin();
     if let Some(connection) = find(sock) {
         connection.exchange.on_sent(now(), &mut connection.batch);
-        measure::end(begun, Counter::TcpNanoseconds);
+        measure::end(begun, Timed::TCP);
     }
 }
 
@@ -116,7 +116,7 @@ pub fn tcp_arrival(ctx: RawTracePointContext) -> i32 {
     let begun = measure::begin();
     if let Some(connection) = find(ctx.arg(0)) {
         connection.exchange.on_arrival(now);
-        measure::end(begun, Counter::TcpNanoseconds);
+        measure::end(begun, Timed::TCP);
     }
     0
 }
@@ -129,7 +129,7 @@ pub fn tcp_segment(ctx: RawTracePointContext) -> i32 {
         return 0;
     };
     if connection.exchange.arrived != 0 {
-        measure::end(begun, Counter::TcpNanoseconds);
+        measure::end(begun, Timed::TCP);
         return 0;
     }
     let skb: u64 = ctx.arg(1);
@@ -144,7 +144,7 @@ pub fn tcp_segment(ctx: RawTracePointContext) -> i32 {
     if length > offset && end.wrapping_sub(expected) as i32 > 0 {
         connection.exchange.on_arrival(now);
     }
-    measure::end(begun, Counter::TcpNanoseconds);
+    measure::end(begun, Timed::TCP);
     0
 }
 
@@ -169,7 +169,7 @@ pub fn tcp_read(ctx: RawTracePointContext) -> i32 {
         &mut connection.batch,
         flush,
     );
-    measure::end(begun, Counter::TcpNanoseconds);
+    measure::end(begun, Timed::TCP);
     0
 }
 
@@ -276,8 +276,8 @@ pub fn tcp_set_state(ctx: RawTracePointContext) -> i32 {
         state::ESTABLISHED if old == state::SYN_RECV => on_incoming(sock),
         _ => on_change(sock, old, new),
     }
-    if begun != 0 && find(sock).is_some() {
-        measure::end(begun, Counter::TcpNanoseconds);
+    if find(sock).is_some() {
+        measure::end(begun, Timed::TCP);
     }
     0
 }
@@ -366,7 +366,7 @@ pub fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
     }
     report(sock, connection, what::CLOSED);
     let _ = CONNECTIONS.remove(sock);
-    measure::end(begun, Counter::TcpNanoseconds);
+    measure::end(begun, Timed::TCP);
     0
 }
 

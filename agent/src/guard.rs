@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 pub const SAMPLING: Limit = Limit { millionths: 10_000 };
 /// Limit of the commands whose cost grows with what the target does.
 pub const EVENTS: Limit = Limit {
-    millionths: 100_000,
+    millionths: 200_000,
 };
-/// What the agent's own process may take of all CPUs, where the limit is not above it: it is an
+/// What the agent's own process may take of all CPUs, unless the limit is above [`EVENTS`]: it is an
 /// ordinary process, which priorities and control groups hold.
 const PROCESS: f64 = 0.1;
 
@@ -46,10 +46,14 @@ impl Limit {
         f64::from(self.millionths) / 1e6
     }
 
-    /// Share of all CPUs that the agent's process and the way to its hooks may take, and share of the
-    /// target's time that it may wait for that process.
+    /// Share of all CPUs that the agent's process and the way to its hooks may take; and share of one
+    /// CPU that the process may take while the target waits for one.
     pub fn process(self) -> f64 {
-        self.target().max(PROCESS)
+        if self.millionths > EVENTS.millionths {
+            self.target()
+        } else {
+            PROCESS
+        }
     }
 }
 
@@ -87,7 +91,7 @@ pub enum Cause {
     Target,
     /// The agent's process and the way to its hooks, of all CPUs.
     Machine,
-    /// The target's wait for a CPU while the agent's process ran, of the time it wanted one.
+    /// The target's wait for a CPU, as far as the agent's process used one, of the time that passed.
     Waiting,
 }
 
@@ -244,7 +248,7 @@ impl Guard {
                 grown.agent + grown.hooks,
                 grown.at.saturating_mul(u64::from(self.cpus)),
             ),
-            waiting: share(waited.min(grown.agent), target + waited),
+            waiting: share(waited.min(grown.agent), grown.at),
         }
     }
 
@@ -354,7 +358,7 @@ mod tests {
     fn what_is_below_the_limits_is_left_alone() {
         let mut guard = guard(EVENTS, &[Probe::Tcp]);
         let cost = Look {
-            programs: [0, 90 * MS, 0],
+            programs: [0, 190 * MS, 0],
             target: 1000 * MS,
             waited: Some(500 * MS),
             agent: 100 * MS,
@@ -362,9 +366,9 @@ mod tests {
         };
         assert_eq!(run(&mut guard, 0, 20_000, cost), []);
         let worst = guard.report().worst;
-        assert!((worst.target - 0.09).abs() < 1e-6, "{worst:?}");
+        assert!((worst.target - 0.19).abs() < 1e-6, "{worst:?}");
         assert!((worst.machine - 0.05).abs() < 1e-6, "{worst:?}");
-        assert!((worst.waiting - 0.1 / 1.5).abs() < 1e-6, "{worst:?}");
+        assert!((worst.waiting - 0.1).abs() < 1e-6, "{worst:?}");
     }
 
     #[test]
@@ -418,14 +422,14 @@ mod tests {
     fn the_costliest_probe_goes_first() {
         let mut guard = guard(EVENTS, &Probe::ALL);
         let cost = Look {
-            programs: [MS, 60 * MS, 80 * MS],
+            programs: [MS, 100 * MS, 120 * MS],
             target: 1000 * MS,
             ..Look::default()
         };
         let done = run(&mut guard, 0, 3000, cost);
         assert_eq!(done, [(2500, Decision::Detach(Probe::Syscalls))]);
         let rest = Look {
-            programs: [MS, 60 * MS, 0],
+            programs: [MS, 100 * MS, 0],
             ..cost
         };
         assert_eq!(run(&mut guard, 3000, 9000, rest), []);
@@ -443,13 +447,13 @@ mod tests {
                 ..Look::default()
             })
         };
-        // 150 ms at once in two seconds, and in the first second whatever there was.
+        // 250 ms at once in two seconds, and in the first second whatever there was.
         for (ms, cost) in [
             (500, 400),
             (1000, 500),
-            (1500, 650),
-            (2000, 650),
-            (2500, 650),
+            (1500, 750),
+            (2000, 750),
+            (2500, 750),
         ] {
             assert_eq!(at(ms, cost), None, "{ms}");
         }
@@ -507,8 +511,9 @@ mod tests {
     #[test]
     fn limits_are_more_than_nothing_and_at_most_all() {
         assert_eq!(Limit::percent(1.0), Some(SAMPLING));
-        assert_eq!(Limit::percent(10.0), Some(EVENTS));
+        assert_eq!(Limit::percent(20.0), Some(EVENTS));
         assert!((Limit::percent(25.0).unwrap().process() - 0.25).abs() < 1e-9);
+        assert!((SAMPLING.process() - 0.1).abs() < 1e-9);
         for bad in [0.0, -1.0, 100.1, f64::NAN, f64::INFINITY, 1e-9] {
             assert_eq!(Limit::percent(bad), None, "{bad}");
         }

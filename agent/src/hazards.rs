@@ -113,7 +113,7 @@ pub const PREEMPTED_TRACEPOINTS: Hazard = Hazard {
     probes: &["tcp", "syscalls"],
     consequence: "while a thread is preempted in a program, the kernel skips it for other threads of that CPU",
     instead: "failing calls are counted at the perf event of the tracepoint, which is not preempted; what is \
-              skipped of connections is counted as programs_skipped; a run is measured with 1 ms at most",
+              skipped of connections is counted as programs_skipped; a run is measured with 10 µs at most",
     source: "our measurement on 7.2; kernel/trace/bpf_trace.c: __bpf_trace_run",
 };
 

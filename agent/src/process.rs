@@ -20,8 +20,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
-    raise_open_files, restore_open_files, thread_cpu_ns, without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, clock_ns, host_name, monotonic_ns, own_resident_bytes,
+    own_usage, raise_open_files, restore_open_files, thread_cpu_ns, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;

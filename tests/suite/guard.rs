@@ -243,12 +243,20 @@ fn a_busy_redis_is_left_alone() {
     let _load = Target::run_unready(&mut load);
     let pid = redis.pid().to_string();
     for name in ["tcp", "syscalls"] {
-        let finished = Agent::subcommand(name, &[], &agent_binary())
-            .args(["--pid", &pid, "-d", "5s", "--format", "json"])
-            .run();
-        let guard = guard_of(&last(&finished));
-        assert!(guard.steps.is_empty(), "{name}: {}", finished.stderr());
-        assert!((guard.limit - 0.1).abs() < 1e-9);
+        let watch = || {
+            let finished = Agent::subcommand(name, &[], &agent_binary())
+                .args(["--pid", &pid, "-d", "4s", "--format", "json"])
+                .run();
+            let guard = guard_of(&last(&finished));
+            assert!((guard.limit - 0.2).abs() < 1e-9);
+            (guard.steps.is_empty(), finished.stderr())
+        };
+        // Other programs can only add to it.
+        let tries: Vec<(bool, String)> = (0..3).map(|_| watch()).collect();
+        assert!(
+            tries.iter().any(|(left_alone, _)| *left_alone),
+            "{name}: {tries:?}"
+        );
     }
 }
 

@@ -11,7 +11,7 @@ use crate::output::escape;
 pub struct GuardArgs {
     /// What the agent's programs in the kernel may take of the target's CPU time: 5%, 0.5%, or off.
     /// Above it the agent samples less often, then detaches, and says so [default: 1% for profile,
-    /// 10% for what counts events]
+    /// 20% for what counts events]
     #[arg(
         long,
         value_name = "SHARE",
@@ -69,7 +69,7 @@ mod tests {
     fn shares_are_percent() {
         assert_eq!(GuardArgs::default().resolve(EVENTS), Ok(Some(EVENTS)));
         assert_eq!(resolve("1%"), Ok(Some(SAMPLING)));
-        assert_eq!(resolve(" 10 % "), Ok(Some(EVENTS)));
+        assert_eq!(resolve(" 20 % "), Ok(Some(EVENTS)));
         assert_eq!(resolve("off"), Ok(None));
         let half = resolve("0.5%").unwrap().unwrap();
         assert!((half.target() - 0.005).abs() < 1e-9);

@@ -16,9 +16,7 @@ pub fn line(step: &Step) -> String {
             format!("agent's programs in the kernel took {share} of the target's CPU time")
         }
         Cause::Machine => format!("agent took {share} of all CPUs"),
-        Cause::Waiting => format!(
-            "the target waited for a CPU while agent ran, for {share} of the time it wanted one"
-        ),
+        Cause::Waiting => format!("the target waited for a CPU while agent took {share} of one"),
     };
     let done = match step.hz {
         Some(hz) => format!("sampling was slowed to {} Hz", number(hz)),

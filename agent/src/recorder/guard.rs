@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use agent_ebpf::{Counter, control};
+use agent_ebpf::{Counter, Timed, control};
 
 use super::pids;
 use crate::guard::{Decision, Guard, Limit, Look, Probe, Report, Step};
@@ -16,10 +16,12 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// A look may take this part of the time.
 const PART: u32 = 200;
 /// Shortest time that the programs are measured for before a look.
-const MEASURED: Duration = Duration::from_millis(20);
+const MEASURED: Duration = Duration::from_millis(50);
 /// What the kernel's way to a hook of system calls costs each call of each process, in nanoseconds
 /// (docs/overhead.md).
 const HOOK: u64 = 40;
+/// What is measured now and then.
+const TIMED: [Timed; 2] = [Timed::TCP, Timed::SYSCALLS];
 
 /// Watches the cost of a run; without a limit it does nothing.
 pub struct Watch {
@@ -31,6 +33,12 @@ pub struct Watch {
     last: Duration,
     /// Since when the programs are being measured, and the counters then.
     measuring: Option<(Duration, Counters)>,
+    /// The counters at the last look.
+    runs: Counters,
+    /// Nanoseconds that a run of each of [`TIMED`] took when it was last measured, on average.
+    means: [f64; 2],
+    /// Nanoseconds that measuring adds to a run.
+    clock: f64,
     pulse: Pulse,
     /// Hooks that each system call passes.
     hooks: u64,
@@ -62,6 +70,9 @@ impl Watch {
             next: PERIOD,
             last: Duration::ZERO,
             measuring: None,
+            runs: Counters::default(),
+            means: [0.0; 2],
+            clock: process::clock_ns() as f64,
             pulse,
             hooks: if timed { 2 } else { 1 },
             sums: Look::default(),
@@ -106,14 +117,29 @@ impl Watch {
         }
     }
 
-    /// Adds what the programs took: the clock's all the time, the others' in a part of it.
+    /// Adds what the programs took since the last look, of which `before` and `now` saw the part that
+    /// was measured, a `times`-th.
     fn add(&mut self, before: &Counters, now: &Counters, times: f64) {
-        let grown = |counter| now.get(counter).saturating_sub(before.get(counter)) as f64 * times;
+        let grown = |counter| now.get(counter).saturating_sub(before.get(counter));
+        for (mean, counters) in self.means.iter_mut().zip(TIMED) {
+            let measured = grown(counters.measured);
+            if measured > 0 {
+                let mean_ns = grown(counters.nanoseconds) as f64 / measured as f64;
+                *mean = (mean_ns - self.clock).max(0.0);
+            }
+        }
+        let [tcp_mean, syscall_mean] = self.means;
         let [profile, tcp, syscalls] = &mut self.sums.programs;
+        let runs = |counters: Timed| {
+            now.get(counters.runs)
+                .saturating_sub(self.runs.get(counters.runs)) as f64
+        };
         *profile = now.get(Counter::Nanoseconds);
-        *tcp += grown(Counter::TcpNanoseconds) as u64;
-        *syscalls += grown(Counter::SyscallNanoseconds) as u64;
-        self.sums.hooks += (grown(Counter::Calls) * (HOOK * self.hooks) as f64) as u64;
+        *tcp += (runs(Timed::TCP) * tcp_mean) as u64;
+        *syscalls += (runs(Timed::SYSCALLS) * syscall_mean) as u64;
+        let calls = grown(Counter::Calls) as f64 * times;
+        self.sums.hooks += (calls * (HOOK * self.hooks) as f64) as u64;
+        self.runs = *now;
     }
 
     /// What it saw and did; `None` without a limit.
