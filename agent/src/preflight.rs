@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 
-use crate::hazards::{self, Hazard};
+use crate::hazards::{self, Hazard, OLDEST};
 use crate::process;
 use crate::session::btf::{self, Offsets};
 
@@ -19,7 +19,11 @@ const PT_REGS_BYTES: u32 = 168;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel is too old.
-    #[error("kernel {release} is too old: agent needs Linux 5.10 or later")]
+    #[error(
+        "kernel {release} is too old: agent needs Linux {}.{} or later",
+        OLDEST.0,
+        OLDEST.1
+    )]
     TooOld {
         /// `uname -r`.
         release: String,

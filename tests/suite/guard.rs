@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::accounting::assert_balances;
 use crate::harness::{
-    Agent, Finished, Guard, Profile, Target, agent_binary, alone, host_only, in_vm,
+    Agent, Finished, Guard, Profile, Target, agent_binary, alone, host_only, in_vm, patience,
 };
 
 /// A program whose every system call fails, some hundred thousand a second.
@@ -98,24 +98,25 @@ fn without_a_limit_nothing_is_detached() {
     assert!(report["elapsed_s"].as_f64().unwrap() > 3.9);
 }
 
-fn sampled(target: &Target, seconds: &str, limit: &str) -> (Profile, Finished) {
-    let finished = Agent::profile()
-        .args(["--pid", &target.pid().to_string(), "--duration", seconds])
-        .args(["--frequency", "999", "--max-overhead", limit])
-        .args(["-o", "profile.json", "-o", "profile.svg"])
-        .run();
-    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
-    (finished.profile(), finished)
-}
-
 #[test]
 fn a_slowed_clock_still_tells_the_cpu_time() {
     let _alone = alone();
     let target = Target::spawn("split", &[]);
+    // A sample takes some 2 µs: 999 a second are a fifth of a percent.
+    let agent = Agent::profile()
+        .args(["--pid", &target.pid().to_string(), "-v"])
+        .args(["--frequency", "999", "--max-overhead", "0.09%"])
+        .args(["-o", "profile.json", "-o", "profile.svg"])
+        .start();
+    agent.await_said("sampling by");
     let before = target.cpu_seconds();
-    // A sample takes some 3 µs: 999 a second are a third of a percent.
-    let (profile, finished) = sampled(&target, "12s", "0.09%");
-    let around = target.cpu_seconds() - before;
+    agent.await_said("sampling was slowed");
+    std::thread::sleep(patience(5.0));
+    let used = target.cpu_seconds() - before;
+    agent.signal(libc::SIGINT);
+    let finished = agent.wait();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let profile = finished.profile();
     assert_balances(&profile);
     let guard = profile.facts.guard.as_ref().unwrap();
     let step = &guard.steps[0];
@@ -124,43 +125,41 @@ fn a_slowed_clock_still_tells_the_cpu_time() {
         ("profile", "target")
     );
     let slowed = step.hz.expect("the clock is slowed before it is detached");
-    assert!(slowed < 500.0 && slowed > 60.0, "{slowed} Hz");
+    assert!((60.0..500.0).contains(&slowed), "{slowed} Hz");
     assert_eq!(profile.facts.frequency, 999);
-    let said = finished.stderr();
-    assert!(
-        said.contains("sampling was slowed to") && said.contains("slowed to"),
-        "{said}"
-    );
     assert!(finished.text("profile.svg").contains("slowed to"));
 
-    // As of a clock that was never slowed: the tolerance is that of `accounting`.
+    // As of a clock that was never slowed.
     let (facts, sums) = (&profile.facts, &profile.accounting);
     let sampled = profile.samples() as f64 / facts.frequency as f64;
-    let least =
-        (around - (around - facts.duration_seconds).max(0.0)) * if in_vm() { 0.5 } else { 0.85 };
+    let tolerance = if in_vm() { 0.5 } else { 0.15 };
     assert!(
-        (least..=around * 1.05).contains(&sampled),
-        "{sampled:.2} s sampled of {around:.2} s"
+        (sampled / used - 1.0).abs() < tolerance,
+        "{sampled:.2} s sampled of {used:.2} s"
     );
     let expected = facts.frequency as f64 * facts.duration_seconds * f64::from(facts.cpus);
     assert!((sums.expected_ticks as f64 / expected - 1.0).abs() < 0.01);
-    if facts.event == "cpu-clock" && !in_vm() {
+    if facts.event == "cpu-clock" {
         let ticks = (sums.ticks + sums.recursion_misses) as f64;
-        assert!(
-            (ticks / expected - 1.0).abs() < 0.1,
-            "{ticks} of {expected}"
-        );
+        let off = (ticks / expected - 1.0).abs();
+        assert!(off < tolerance, "{ticks} of {expected}");
     }
     // Each is counted with its own cost, whatever it counts for.
     let each = profile.cost.bpf_ns_per_sample.unwrap();
-    assert!(in_vm() || (500.0..50_000.0).contains(&each), "{each} ns");
+    assert!(in_vm() || (500.0..100_000.0).contains(&each), "{each} ns");
 }
 
 #[test]
 fn what_costs_too_much_at_any_frequency_is_detached() {
     let _alone = alone();
     let target = Target::spawn("split", &[]);
-    let (profile, finished) = sampled(&target, "60s", "0.0001%");
+    let finished = Agent::profile()
+        .args(["--pid", &target.pid().to_string(), "--duration", "60s"])
+        .args(["--frequency", "999", "--max-overhead", "0.0001%"])
+        .args(["-o", "profile.json"])
+        .run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let profile = finished.profile();
     assert_balances(&profile);
     let steps = &profile.facts.guard.as_ref().unwrap().steps;
     let rates: Vec<Option<f64>> = steps.iter().map(|step| step.hz).collect();

@@ -19,6 +19,7 @@ mod diff;
 mod elf;
 mod guard;
 mod harness;
+mod hazards;
 mod lifecycle;
 mod names;
 mod namespaces;

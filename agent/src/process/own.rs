@@ -158,3 +158,21 @@ pub fn without_opening_files<T>(work: impl FnOnce() -> T) -> T {
     }
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_skipped_runs_are_not_told_there_are_none() {
+        let before = "prog_type:\t17\nmemlock:\t4096\n";
+        assert_eq!(bpf_field(before, "recursion_misses:"), None);
+        let since = "prog_type:\t17\nrecursion_misses:\t7\n";
+        assert_eq!(bpf_field(since, "recursion_misses:"), Some(7));
+    }
+
+    #[test]
+    fn a_look_at_the_clock_takes_less_than_a_microsecond_or_is_emulated() {
+        assert!((1..100_000).contains(&clock_ns()), "{}", clock_ns());
+    }
+}
