@@ -26,9 +26,22 @@ pub fn begin() -> u64 {
 #[inline(always)]
 pub fn end(began: u64, counters: Timed) {
     count(counters.runs, 1);
-    if began == 0 {
-        return;
+    if began != 0 {
+        add(began, counters);
     }
+}
+
+/// Counts a run that began at this time, measured or not.
+#[inline(always)]
+pub fn end_if_on(began: u64, counters: Timed) {
+    count(counters.runs, 1);
+    if is_on() {
+        add(began, counters);
+    }
+}
+
+#[inline(always)]
+fn add(began: u64, counters: Timed) {
     // SAFETY: the helper has no preconditions.
     let took = unsafe { bpf_ktime_get_ns() }.wrapping_sub(began);
     count(counters.measured, 1);

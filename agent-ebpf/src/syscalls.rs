@@ -39,7 +39,6 @@ const NO_CALL: u32 = u32::MAX;
 /// `sys_enter(regs, id)`: notes when the call began. Attached only where calls are timed.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
-    let begun = measure::begin();
     let pid_tgid = bpf_get_current_pid_tgid();
     // SAFETY: only whether there is a value is looked at.
     if unsafe { TARGETS.get((pid_tgid >> 32) as u32) }.is_none() {
@@ -60,7 +59,7 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
             let _ = STARTS.insert(tid, now, 0);
         }
     }
-    measure::end(begun, Timed::SYSCALLS);
+    measure::end_if_on(now, Timed::SYSCALLS);
     0
 }
 
@@ -98,42 +97,41 @@ pub fn syscall_exit_event(ctx: TracePointContext) -> u32 {
 fn exited(result: u64, regs: impl FnOnce() -> u64) {
     let errno = result.wrapping_neg();
     let failed = errno.wrapping_sub(1) < MAX_ERRNO;
-    let measured = measure::is_on();
-    if measured {
+    if measure::is_on() {
         count(Counter::Calls, 1);
     }
     if !failed && config::syscall_times() == 0 {
         return;
     }
-    let begun = if measured { measure::begin() } else { 0 };
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     // SAFETY: the value is copied at once; an update replaces it whole.
     let Some(table) = (unsafe { TARGETS.get(tgid) }).map(|target| target.table) else {
         return;
     };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
     let regs = regs();
     let mut ns = 0;
     if config::syscall_times() != 0 {
-        ns = time(pid_tgid as u32);
+        ns = time(pid_tgid as u32, now);
         count_call(regs);
     }
     if failed {
-        failure(regs, errno as u16, tgid, table, ns);
+        failure(regs, errno as u16, tgid, table, now, ns);
     }
-    measure::end(begun, Timed::SYSCALLS);
+    measure::end_if_on(now, Timed::SYSCALLS);
 }
 
 /// How long the call took; 0 where its beginning was not seen.
 #[inline(always)]
-fn time(tid: u32) -> u64 {
+fn time(tid: u32, now: u64) -> u64 {
     let Some(start) = STARTS.get_ptr_mut(tid) else {
         return 0;
     };
     // SAFETY: a value of the map; only this thread writes it.
     let began = unsafe { core::mem::replace(&mut *start, 0) };
-    // SAFETY: the helper has no preconditions.
-    let ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(began);
+    let ns = now.wrapping_sub(began);
     if began == 0 { 0 } else { ns.max(1) }
 }
 
@@ -148,9 +146,9 @@ fn count_call(regs: u64) {
     }
 }
 
-/// Counts a failure in all its tables.
+/// Counts a failure, seen at `now`, in all its tables. `ns`: how long the call took.
 #[inline(always)]
-fn failure(regs: u64, errno: u16, tgid: u32, table: u32, ns: u64) {
+fn failure(regs: u64, errno: u16, tgid: u32, table: u32, now: u64, ns: u64) {
     let Some(call) = CALL.get_ptr_mut(0) else {
         return;
     };
@@ -181,8 +179,6 @@ fn failure(regs: u64, errno: u16, tgid: u32, table: u32, ns: u64) {
     let Some(counts) = counts_of(row, &call.blank) else {
         return lost(Loss::Rows);
     };
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
     if counts.count == 0 {
         counts.first_ns = now;
     }
