@@ -238,7 +238,7 @@ fn a_busy_redis_is_left_alone() {
     let _alone = alone();
     let (redis, port) = crate::tcp::redis();
     let mut load = Command::new("redis-benchmark");
-    load.args(["-p", &port, "-l", "-t", "get", "-c", "20", "-q"]);
+    load.args(["-p", &port, "-l", "-t", "get", "-c", "1", "-q"]);
     let _load = Target::run_unready(&mut load);
     let pid = redis.pid().to_string();
     for name in ["tcp", "syscalls"] {

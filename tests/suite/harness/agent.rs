@@ -31,12 +31,13 @@ impl Agent {
         Agent::subcommand("tcp", &[], &agent_binary())
     }
 
-    /// `agent syscalls` with nothing else.
+    /// `agent syscalls` with no limit to its cost.
     pub(crate) fn syscalls() -> Agent {
         let mut agent = Agent::subcommand("syscalls", &[], &agent_binary());
         // Cargo's: the loader of each target would try its directories, and fail.
         agent.command.env_remove("LD_LIBRARY_PATH");
-        agent
+        // Floods are to be counted to the last.
+        agent.args(["--max-overhead", "off"])
     }
 
     /// `WRAPPER… BINARY profile`.
