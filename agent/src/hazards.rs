@@ -319,7 +319,6 @@ mod tests {
     fn a_refused_map_names_the_limit() {
         let refused = aya::maps::MapError::CreateError {
             name: "EVENTS".to_owned(),
-            code: -1,
             io_error: io::Error::from_raw_os_error(libc::EPERM),
         };
         let error = crate::session::Error::Load(Box::new(refused.into()));

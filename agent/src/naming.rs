@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agent_ebpf::frame;
 
@@ -274,11 +275,20 @@ fn name_all(work: Vec<Work>) -> Vec<Named> {
     done
 }
 
+/// How far the times of files and of events may lie apart: a tick of the kernel.
+const FILE_TIME: Duration = Duration::from_millis(10);
+
 /// The perf map of the process, if it can be trusted.
 fn open_perf_map(tracked: &Tracked) -> Option<File> {
     let process = tracked.process.as_ref()?;
     let file = process.open_perf_map()?;
-    symbolize::check_perf_map_owner(&file.metadata().ok()?, process.uid()).ok()?;
+    let meta = file.metadata().ok()?;
+    symbolize::check_perf_map_owner(&meta, process.uid()).ok()?;
+    if let Some(exited_at) = tracked.exited_at {
+        // What was written later is of another process of its id.
+        let exited = process::wall_time(exited_at) + FILE_TIME;
+        meta.modified().ok().filter(|&at| at <= exited)?;
+    }
     Some(file)
 }
 

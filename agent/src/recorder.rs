@@ -135,7 +135,7 @@ impl Recorder {
         syscalls.begin_at(process::monotonic_ns());
         tcp.begin_at(cpu.begin());
         let mut usage = Usage::default();
-        usage.look(pids(session));
+        usage.look(processes(session));
         Ok(Self {
             cpu,
             tcp,
@@ -221,7 +221,7 @@ impl Recorder {
     fn interval(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.kept = self.begin().elapsed();
         if self.duration.is_zero() {
-            self.usage.look(pids(session));
+            self.usage.look(processes(session));
         }
         // An interval in which a probe was not attached would look like one without events.
         if self.guard.is_attached(Probe::Tcp) {
@@ -248,7 +248,7 @@ impl Recorder {
     /// # Errors
     /// When the kernel's iterator cannot be run.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
-        self.usage.look(pids(session));
+        self.usage.look(processes(session));
         self.cpu.detach(session)?;
         self.duration = self.begin().elapsed();
         self.tcp.detach(session)?;
@@ -351,6 +351,8 @@ pub(crate) fn meta(
             pid: first.pid,
             comm: first.comm,
             exe: first.exe,
+            container: first.container,
+            cgroup: first.cgroup,
             processes: facts.targets.len(),
             ..target
         },
@@ -363,13 +365,9 @@ pub(crate) fn meta(
     }
 }
 
-fn pids(session: &Attached) -> Vec<u32> {
-    let living = session
-        .targets()
-        .list()
-        .iter()
-        .filter(|tracked| !tracked.ended);
-    living.map(|tracked| tracked.pid).collect()
+fn processes(session: &Attached) -> impl Iterator<Item = &process::Process> {
+    let list = session.targets().list();
+    list.iter().filter_map(|tracked| tracked.process.as_ref())
 }
 
 fn modules(profile: &Profile) -> BTreeMap<String, String> {

@@ -344,6 +344,8 @@ pub fn target_facts(tracked: &Tracked) -> TargetFacts {
         pid: tracked.pid,
         comm: tracked.comm.clone(),
         exe: tracked.exe.clone(),
+        container: tracked.place.container.clone(),
+        cgroup: tracked.place.cgroup.clone(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, Timed, control};
 
-use super::pids;
+use super::processes;
 use crate::guard::{Decision, Guard, Limit, Look, Probe, Report, Step};
 use crate::process::priority::Undisturbed;
 use crate::process::{self, usage::Pulse};
@@ -62,7 +62,7 @@ impl Watch {
         let mut pulse = Pulse::default();
         if limit.is_some() {
             session.tell(control::MEASURE, 0)?;
-            pulse.look(pids(session));
+            pulse.look(processes(session));
         }
         Ok(Self {
             guard: limit.map(|limit| Guard::new(limit, probes, cpus, frequency)),
@@ -106,7 +106,7 @@ impl Watch {
                 self.last = self.begin.elapsed();
                 self.sums.at = self.last.as_nanos() as u64;
                 self.sums.agent = process::thread_cpu_ns();
-                let (target, waited) = self.pulse.look(pids(session));
+                let (target, waited) = self.pulse.look(processes(session));
                 (self.sums.target, self.sums.waited) = (target, waited);
                 // Where others have the CPU, a look takes long and costs no more.
                 let took = process::thread_cpu_ns().saturating_sub(self.sums.agent);

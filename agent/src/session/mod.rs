@@ -6,6 +6,7 @@ pub mod btf;
 pub mod deferred;
 pub mod event;
 pub mod modules;
+mod namespace;
 pub mod records;
 pub mod sideband;
 mod tables;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{Array, ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Iter, RawTracePoint};
+use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 
 use crate::preflight::Kernel;
@@ -54,9 +55,10 @@ const MAX_WAITING: usize = 4096;
 const LAST_TABLES: Duration = Duration::from_secs(2);
 
 /// The programs that follow the life of processes, and their tracepoints.
-const LIFE: [(&str, &str); 3] = [
+const LIFE: [(&str, &str); 4] = [
     ("process_fork", "sched_process_fork"),
     ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
     ("process_free", "sched_process_free"),
 ];
 
@@ -151,6 +153,8 @@ pub struct Needs {
 pub struct Follow {
     /// What they fork, too.
     pub children: bool,
+    /// One that is refused does not end the run, unless all are.
+    pub tolerant: bool,
     /// Samples only from their next exec on: they are the agent's own children until then.
     pub from_exec: bool,
 }
@@ -236,9 +240,9 @@ impl Loaded {
             what: "cannot open the perf side band",
             source,
         })?;
-        let tgids = self.initial_ids(&targets)?;
+        let tgids = namespace::initial_ids(&mut self.ebpf, &self.kernel, &targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
-        let scope: BpfMap<MapData, u32, [u32; 2]> = take(&mut self.ebpf, "TARGETS")?;
+        let scope: BpfMap<MapData, u32, [u64; 3]> = take(&mut self.ebpf, "TARGETS")?;
         let mut attached = Attached {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
@@ -261,6 +265,7 @@ impl Loaded {
         } else {
             0
         };
+        let mut refusal = None;
         for (process, tgid) in targets.into_iter().zip(tgids) {
             let others = !attached.targets.list().is_empty();
             if others && process.has_ended() {
@@ -272,28 +277,18 @@ impl Loaded {
             }
             match attached.targets.add(process, tgid, flags) {
                 Err(target::Error::Process(process::Error::NotFound(_))) if others => {}
+                Err(error) if follow.tolerant => {
+                    attached.targets.leave_out();
+                    refusal.get_or_insert(error);
+                }
                 added => added?,
             }
         }
+        if let Some(refusal) = refusal.filter(|_| attached.targets.list().is_empty()) {
+            return Err(refusal.into());
+        }
         attached.targets.flush(TABLES_WAIT);
         Ok(attached)
-    }
-
-    /// The thread-group ids of the targets in the initial PID namespace; `None` where there is no
-    /// such process any more.
-    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<Option<u32>>, Error> {
-        if self.kernel.ns_level == 0 {
-            return Ok(targets.iter().map(|process| Some(process.pid())).collect());
-        }
-        let mut wanted: BpfMap<MapData, u32, u32> = take(&mut self.ebpf, "WANTED")?;
-        for process in targets {
-            wanted
-                .insert(process.pid(), 0, 0)
-                .map_err(|_| Error::Map("WANTED"))?;
-        }
-        run_task_iterator(&mut self.ebpf)?;
-        let id = |process: &Process| wanted.get(&process.pid(), 0).ok().filter(|&id| id != 0);
-        Ok(targets.iter().map(id).collect())
     }
 }
 
@@ -332,29 +327,6 @@ pub fn take<M: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> 
         .ok_or(Error::Map(name))
 }
 
-fn run_task_iterator(ebpf: &mut Ebpf) -> Result<(), Error> {
-    let program = "iter_task";
-    let refused = |source| Error::Program {
-        program,
-        source: Box::new(source),
-    };
-    let btf = aya::Btf::from_sys_fs().map_err(|error| refused(error.into()))?;
-    let iterator: &mut Iter = program_mut(ebpf, program)?;
-    iterator.load("task", &btf).map_err(refused)?;
-    let link = iterator
-        .attach()
-        .and_then(|link| iterator.take_link(link))
-        .map_err(refused)?;
-    let read = |source| Error::Io {
-        what: "cannot run the task iterator",
-        source,
-    };
-    let mut file = link
-        .into_file()
-        .map_err(|error| read(io::Error::other(error)))?;
-    io::copy(&mut file, &mut io::sink()).map(drop).map_err(read)
-}
-
 /// The processes are followed, and what probes are attached are running.
 pub struct Attached {
     ebpf: Ebpf,
@@ -385,6 +357,32 @@ impl Attached {
     /// The processes and modules.
     pub fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    /// Takes processes into scope that were found while the run goes on, and counts them; those that
+    /// are in scope already stay as they are. Gives the ids of those that were refused.
+    pub fn join(&mut self, processes: Vec<Process>) -> Vec<u32> {
+        let Ok(tgids) = namespace::initial_ids(&mut self.ebpf, &self.kernel, &processes) else {
+            self.targets.leave_out();
+            return processes.iter().map(Process::pid).collect();
+        };
+        let mut refused = Vec::new();
+        for (process, tgid) in processes.into_iter().zip(tgids) {
+            let pid = process.pid();
+            let Some(tgid) = tgid.filter(|_| !self.targets.has(pid)) else {
+                continue;
+            };
+            match self.targets.join(process, tgid) {
+                // Its end wakes us; without it the next tick does.
+                Ok(()) => drop(self.targets.pidfd(tgid).map(|fd| self.watch.add(fd))),
+                Err(target::Error::Process(process::Error::NotFound(_))) => {}
+                Err(_) => {
+                    self.targets.leave_out();
+                    refused.push(pid);
+                }
+            }
+        }
+        refused
     }
 
     /// Makes tables ready for a program that is about to be started.
@@ -518,7 +516,7 @@ impl Attached {
     fn on_process(&mut self, event: &ProcessRecord) {
         self.events_of_sideband();
         self.on_events_until(event.time);
-        if event.kind == record::EXIT {
+        if event.kind == record::GONE {
             self.keep_maps(event.tgid);
         }
         self.targets.on_process(event);
@@ -545,6 +543,7 @@ impl Attached {
             }
         }
         self.finish_walks(0, sink);
+        self.targets.check_programs();
     }
 
     /// Walks on where more is known now; what has waited for more than `looks` is passed on as it is.
