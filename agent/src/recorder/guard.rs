@@ -81,9 +81,7 @@ impl Watch {
 
     /// To be called several times a second. What it decides is to be done at once.
     pub fn tick(&mut self, session: &mut Attached) -> Option<Decision> {
-        if self.guard.is_none() {
-            return None;
-        }
+        self.guard.as_ref()?;
         let now = self.begin.elapsed();
         match self.measuring {
             None if now >= self.next => {
