@@ -3,8 +3,9 @@
 pub mod live;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,10 +14,11 @@ use agent_ebpf::frame;
 
 use crate::probe::cpu::{Key, RawStack, Samples};
 use crate::process;
+use crate::process::privilege::{self, Cap};
 use crate::profile::{Frame, FrameId, ModuleFacts, Profile, Space, Stack, Unnamed};
 use crate::session::target::{Targets, Tracked};
 use crate::symbolize::debug_files::DebugRoots;
-use crate::symbolize::{self, Budget};
+use crate::symbolize::{self, Budget, NotTrusted};
 
 /// Threads that name modules.
 const WORKERS: usize = 2;
@@ -131,6 +133,8 @@ struct Work {
     place: Place,
     addresses: Vec<u64>,
     source: Source,
+    /// Why a source that is there is not used.
+    refused: Option<String>,
 }
 
 /// Where names come from, opened already.
@@ -139,7 +143,7 @@ enum Source {
     Module {
         file: Option<Arc<File>>,
         name: String,
-        path: OsString,
+        path: Arc<OsStr>,
         roots: Arc<DebugRoots>,
     },
     /// The perf map of a process, if it can be trusted.
@@ -153,10 +157,12 @@ struct Named {
     addresses: Vec<u64>,
     frames: Vec<Vec<Frame>>,
     facts: Option<ModuleFacts>,
+    refused: Option<String>,
 }
 
 impl Work {
     fn of(place: Place, addresses: Vec<u64>, targets: &Targets) -> Self {
+        let mut refused = None;
         let source = match place {
             Place::Kernel => Source::Kernel(process::kallsyms().ok()),
             Place::Module(slot) => {
@@ -170,12 +176,20 @@ impl Work {
                     None => Source::Nothing,
                 }
             }
-            Place::Process(index) => Source::Jit(targets.list().get(index).and_then(open_perf_map)),
+            Place::Process(index) => {
+                let tracked = targets.list().get(index);
+                let map = tracked.map_or(Ok(None), open_perf_map);
+                if let (Err(reason), Some(tracked)) = (&map, tracked) {
+                    refused = Some(format!("process {}: {reason}, not used", tracked.pid));
+                }
+                Source::Jit(map.unwrap_or_default())
+            }
         };
         Self {
             place,
             addresses,
             source,
+            refused,
         }
     }
 
@@ -191,7 +205,7 @@ impl Work {
                 path,
                 roots,
             } => {
-                let debug = roots.of_module(Path::new(path));
+                let debug = roots.of_module(Path::new(&**path));
                 symbolize::module(file, name, &debug, addresses, budget)
             }
             Source::Module {
@@ -203,7 +217,7 @@ impl Work {
             Source::Jit(_) if budget.is_over() => {
                 unnamed(addresses, Space::User, None, Unnamed::GaveUp)
             }
-            Source::Jit(Some(file)) => symbolize::perf_map(file, addresses),
+            Source::Jit(Some(file)) => symbolize::perf_map(file, addresses, budget),
             Source::Jit(None) | Source::Nothing => nothing(),
         };
         Named {
@@ -211,6 +225,7 @@ impl Work {
             facts: self.source.facts(),
             frames,
             addresses: self.addresses,
+            refused: self.refused,
         }
     }
 }
@@ -241,6 +256,9 @@ impl Named {
         {
             profile.modules.push(facts);
         }
+        if let Some(note) = self.refused {
+            profile.accounting.notes.insert(note, 1);
+        }
         for (address, functions) in self.addresses.into_iter().zip(self.frames) {
             let ids = functions
                 .into_iter()
@@ -260,6 +278,9 @@ fn name_all(work: Vec<Work>) -> Vec<Named> {
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
             scope.spawn(|| {
+                // Debug files may be their owner's alone; what has started the run has warned where
+                // nothing can be given up.
+                let _ = privilege::drop_to(&[Cap::DacReadSearch]);
                 // A lock is poisoned only if a worker panicked: its part stays unnamed.
                 while let Some(work) = queue.lock().ok().and_then(|mut queue| queue.next()) {
                     let named = work.name(&budget);
@@ -278,18 +299,27 @@ fn name_all(work: Vec<Work>) -> Vec<Named> {
 /// How far the times of files and of events may lie apart: a tick of the kernel.
 const FILE_TIME: Duration = Duration::from_millis(10);
 
-/// The perf map of the process, if it can be trusted.
-fn open_perf_map(tracked: &Tracked) -> Option<File> {
-    let process = tracked.process.as_ref()?;
-    let file = process.open_perf_map()?;
-    let meta = file.metadata().ok()?;
-    symbolize::check_perf_map_owner(&meta, process.uid()).ok()?;
-    if let Some(exited_at) = tracked.exited_at {
+/// The perf map of the process, if there is one.
+fn open_perf_map(tracked: &Tracked) -> Result<Option<File>, NotTrusted> {
+    let Some(process) = &tracked.process else {
+        return Ok(None);
+    };
+    let file = match process.open_perf_map() {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            return Err(NotTrusted::NotRegular);
+        }
+        opened => opened.ok(),
+    };
+    let Some(metadata) = file.as_ref().and_then(|file| file.metadata().ok()) else {
+        return Ok(file);
+    };
+    symbolize::check_perf_map_owner(&metadata, process.uid())?;
+    let is_theirs = tracked.exited_at.is_none_or(|exited_at| {
         // What was written later is of another process of its id.
         let exited = process::wall_time(exited_at) + FILE_TIME;
-        meta.modified().ok().filter(|&at| at <= exited)?;
-    }
-    Some(file)
+        metadata.modified().is_ok_and(|at| at <= exited)
+    });
+    Ok(file.filter(|_| is_theirs))
 }
 
 fn unnamed(

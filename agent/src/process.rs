@@ -6,6 +6,7 @@ pub mod container;
 pub mod descriptor;
 pub mod identity;
 pub mod library;
+pub(crate) mod maps;
 mod own;
 pub mod priority;
 pub mod privilege;
@@ -13,20 +14,20 @@ pub mod regular;
 mod root;
 pub mod usage;
 
-use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use agent_ebpf::Start;
 use identity::Entry;
+pub use maps::{FileId, Listed, Map};
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, clock_ns, host_name, monotonic_ns, name_file,
-    own_resident_bytes, own_usage, raise_open_files, restore_open_files, thread_cpu_ns, wall_time,
-    without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, clock_ns, host_name, locked_memory, monotonic_ns,
+    name_file, own_resident_bytes, own_usage, raise_locked_memory, raise_open_files,
+    restore_limits, thread_cpu_ns, wall_time, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -67,6 +68,11 @@ pub enum Error {
         /// Its name.
         comm: String,
     },
+    /// It runs, but `/proc` has no directory of it.
+    #[error(
+        "process {0} runs, but /proc does not show it: it is mounted with hidepid, and CAP_SYS_PTRACE is missing; run as root: `sudo agent …`"
+    )]
+    Hidden(u32),
     /// The kernel does not let this user look at it.
     #[error("no permission to look at process {pid}, which belongs to uid {uid}: {hint}")]
     Permission {
@@ -138,42 +144,6 @@ const MAX_COMMAND_LINE: u64 = 64 << 10;
 /// `PF_KTHREAD` (linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-/// One executable mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Map {
-    /// First address.
-    pub start: u64,
-    /// First address after it.
-    pub end: u64,
-    /// Offset of the first byte in the file.
-    pub offset: u64,
-    /// Device and inode of the file; both 0 without one.
-    pub file: FileId,
-    /// Path as the kernel prints it, without ` (deleted)`; `[vdso]`; empty for anonymous memory.
-    pub path: OsString,
-}
-
-/// What identifies a file on a running system.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FileId {
-    /// Major number of the device.
-    pub major: u32,
-    /// Minor number of the device.
-    pub minor: u32,
-    /// Inode number.
-    pub inode: u64,
-}
-
-impl FileId {
-    fn of(meta: &fs::Metadata) -> Self {
-        Self {
-            major: libc::major(meta.dev()),
-            minor: libc::minor(meta.dev()),
-            inode: meta.ino(),
-        }
-    }
-}
-
 impl Process {
     /// Takes hold of a process and checks that it can be profiled.
     ///
@@ -188,7 +158,8 @@ impl Process {
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let entry = Entry::open(pid).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::NotFound(pid),
+            io::ErrorKind::NotFound if ended(&pidfd) => Error::NotFound(pid),
+            io::ErrorKind::NotFound => Error::Hidden(pid),
             _ => Error::Read {
                 path: proc_path(pid, ""),
                 source,
@@ -288,16 +259,7 @@ impl Process {
 
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
-        let Some((pidfd, _)) = &self.held else {
-            return true;
-        };
-        let mut poll = libc::pollfd {
-            fd: pidfd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one valid pollfd, no waiting.
-        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        self.held.as_ref().is_none_or(|(pidfd, _)| ended(pidfd))
     }
 
     /// Its state.
@@ -357,13 +319,14 @@ impl Process {
         self.uid
     }
 
-    /// Its executable mappings, in the order of their addresses.
+    /// Its executable mappings, as many as can be read in half a second: the kernel holds the process's
+    /// memory map meanwhile.
     ///
     /// # Errors
     /// When they cannot be read: no permission, or the process is gone.
-    pub fn maps(&self) -> Result<Vec<Map>, Error> {
-        let text = self.path("maps").and_then(fs::read);
-        let text = text.map_err(|source| match source.raw_os_error() {
+    pub fn maps(&self) -> Result<Listed, Error> {
+        let maps = self.path("maps").and_then(File::open).and_then(maps::read);
+        let maps = maps.map_err(|source| match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
                 uid: self.uid(),
@@ -375,10 +338,7 @@ impl Process {
                 source,
             },
         })?;
-        Ok(text
-            .split(|&byte| byte == b'\n')
-            .filter_map(parse_map)
-            .collect())
+        Ok(maps)
     }
 
     /// Its root directory: held open, so that its files are found also when it is gone.
@@ -425,14 +385,12 @@ impl Process {
 
     /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace; no
     /// link of that name.
-    pub fn open_perf_map(&self) -> Option<File> {
-        self.root
-            .open(
-                Path::new(&format!("/tmp/perf-{}.map", self.own_pid)),
-                Last::NoLink,
-                |_| true,
-            )
-            .ok()
+    ///
+    /// # Errors
+    /// When there is none, or of the kind [`io::ErrorKind::InvalidInput`] when it is no regular file.
+    pub fn open_perf_map(&self) -> io::Result<File> {
+        let path = format!("/tmp/perf-{}.map", self.own_pid);
+        self.root.open(Path::new(&path), Last::NoLink, |_| true)
     }
 }
 
@@ -454,17 +412,32 @@ pub fn program_file(program: &Path) -> Option<(File, Map)> {
         end: 0,
         offset: 0,
         file: FileId::of(&meta),
-        path: path.into_os_string(),
+        path: path.into_os_string().into(),
     };
     Some((file, map))
 }
 
 /// The agent's own executable mappings: a program that it starts often uses the same libraries.
 pub fn own_maps() -> Vec<Map> {
-    let maps = fs::read("/proc/self/maps").unwrap_or_default();
-    maps.split(|&byte| byte == b'\n')
-        .filter_map(parse_map)
-        .collect()
+    let maps = File::open("/proc/self/maps").and_then(maps::read);
+    maps.unwrap_or_default().maps
+}
+
+fn ended(pidfd: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: pidfd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid pollfd, no waiting.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// Whether the kernel does not let this process read what the other one has mapped
+/// (`PTRACE_MODE_READ`, ptrace(2)); false where there is no such process.
+pub fn is_refused(pid: u32) -> bool {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    File::open(proc_path(pid, "maps")).is_err_and(refused)
 }
 
 fn proc_path(pid: u32, name: &str) -> PathBuf {
@@ -490,7 +463,7 @@ pub fn in_initial_pid_namespace() -> bool {
 }
 
 /// `PID (COMM) STATE PPID …`; the name may hold blanks and parentheses.
-fn parse_stat(text: &[u8]) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
     let open = text.iter().position(|&byte| byte == b'(')?;
     let close = text.iter().rposition(|&byte| byte == b')')?;
     let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
@@ -508,50 +481,13 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
-/// `START-END PERM OFFSET MAJOR:MINOR INODE  PATH`, executable ones only.
-fn parse_map(line: &[u8]) -> Option<Map> {
-    let mut fields = line.splitn(6, |&byte| byte == b' ');
-    let mut text = || std::str::from_utf8(fields.next()?).ok();
-    let (start, end) = text()?.split_once('-')?;
-    if text()?.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
-    let offset = u64::from_str_radix(text()?, 16).ok()?;
-    let (major, minor) = text()?.split_once(':')?;
-    let file = FileId {
-        major: u32::from_str_radix(major, 16).ok()?,
-        minor: u32::from_str_radix(minor, 16).ok()?,
-        inode: text()?.parse().ok()?,
-    };
-    let path = fields.next().unwrap_or_default().trim_ascii_start();
-    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
-    Some(Map {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-        offset,
-        file,
-        path: OsString::from_vec(path.to_vec()),
-    })
-}
-
-impl Map {
-    /// The last component of the path, to show.
-    pub fn name(&self) -> String {
-        let path = Path::new(&self.path);
-        let name = path.file_name().unwrap_or(&self.path);
-        String::from_utf8_lossy(name.as_bytes()).into_owned()
-    }
-}
-
 /// The vDSO as a file in memory, copied from the agent's own address space: it is the same code
 /// for every 64-bit process of a kernel.
 pub fn vdso() -> Option<File> {
-    let map = own_maps().into_iter().find(|map| map.path == "[vdso]")?;
-    let mut image = vec![0; (map.end - map.start) as usize];
-    File::open("/proc/self/mem")
-        .ok()?
-        .read_exact_at(&mut image, map.start)
-        .ok()?;
+    let map = own_maps().into_iter().find(|map| *map.path == *"[vdso]")?;
+    let start = std::ptr::with_exposed_provenance::<u8>(map.start as usize);
+    // SAFETY: the kernel maps it readable, and it stays as it is for as long as the process lives.
+    let image = unsafe { std::slice::from_raw_parts(start, (map.end - map.start) as usize) };
     // SAFETY: the name is a C string; returns a new descriptor.
     let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
@@ -559,24 +495,46 @@ pub fn vdso() -> Option<File> {
     }
     // SAFETY: the kernel has just given this descriptor to us alone.
     let file = unsafe { File::from_raw_fd(fd) };
-    file.write_all_at(&image, 0).ok()?;
+    file.write_all_at(image, 0).ok()?;
     Some(file)
 }
 
-/// The kernel's symbols (`/proc/kallsyms`).
+/// The kernel's symbols, held open: whether they show addresses is decided when they are opened.
+static KALLSYMS: OnceLock<File> = OnceLock::new();
+
+/// Holds the kernel's symbols (`/proc/kallsyms`) open, as this process may see them now.
+pub fn hold_kallsyms() {
+    if let Ok(file) = open_kallsyms() {
+        let _ = KALLSYMS.set(file);
+    }
+}
+
+/// The kernel's symbols from the first on, for one reader at a time.
 ///
 /// # Errors
 /// When they cannot be opened.
 pub fn kallsyms() -> io::Result<File> {
+    match KALLSYMS.get() {
+        Some(held) => {
+            let mut file = held.try_clone()?;
+            file.seek(io::SeekFrom::Start(0))?;
+            Ok(file)
+        }
+        None => open_kallsyms(),
+    }
+}
+
+fn open_kallsyms() -> io::Result<File> {
     File::open("/proc/kallsyms")
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Arc;
 
+    use super::maps::{Paths, parse_map};
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn a_name_with_blanks_and_parentheses_is_read() {
@@ -590,12 +548,12 @@ mod tests {
     #[test]
     fn only_executable_mappings_are_kept() {
         let line = b"7f0000001000-7f0000002000 r-xp 00001000 fd:00 1234    /tmp/a b (deleted)";
-        let map = parse_map(line).unwrap();
+        let map = parse_map(line, &mut Paths::default()).unwrap();
         assert_eq!(
             (map.start, map.end, map.offset),
             (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000)
         );
-        assert_eq!(map.path, "/tmp/a b");
+        assert_eq!(*map.path, *"/tmp/a b");
         assert_eq!(
             map.file,
             FileId {
@@ -605,7 +563,10 @@ mod tests {
             }
         );
         assert_eq!(
-            parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "),
+            parse_map(
+                b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 ",
+                &mut Paths::default()
+            ),
             None
         );
     }
@@ -613,7 +574,7 @@ mod tests {
     #[test]
     fn this_process_can_be_looked_at() {
         let process = Process::open(std::process::id()).unwrap();
-        let maps = process.maps().unwrap();
+        let maps = process.maps().unwrap().maps;
         let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
         assert!(process.root().open_mapped(process.entry(), map).is_some());
         assert!(!process.has_ended());
@@ -630,7 +591,11 @@ mod tests {
         };
         let pipe = directory.path().join("lib.so");
         let released = regular::tests::releases_a_writer(&pipe, || {
-            let mut map = parse_map(b"1000-2000 r-xp 00000000 00:00 0 /lib.so").unwrap();
+            let mut map = parse_map(
+                b"1000-2000 r-xp 00000000 00:00 0 /lib.so",
+                &mut Paths::default(),
+            )
+            .unwrap();
             map.file.inode = fs::metadata(&pipe).unwrap().ino();
             assert!(root.open_mapped(None, &map).is_none());
         });
@@ -648,12 +613,13 @@ mod tests {
         let name = format!("perf-{}.map", process.own_pid);
         let map = directory.path().join("its").join(name);
         let released = regular::tests::releases_a_writer(&map, || {
-            assert!(process.open_perf_map().is_none());
+            let error = process.open_perf_map().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         });
         assert!(!released);
         fs::remove_file(&map).unwrap();
         fs::write(&map, "").unwrap();
-        assert!(process.open_perf_map().is_some());
+        assert!(process.open_perf_map().is_ok());
     }
 
     #[test]

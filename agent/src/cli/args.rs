@@ -7,6 +7,7 @@ use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::diff_args::DiffArgs;
+use super::doctor_args::DoctorArgs;
 use super::profile_args::ProfileArgs;
 use super::record_args::RecordArgs;
 use super::report_args::ReportArgs;
@@ -26,6 +27,7 @@ Examples:
   sudo agent profile --pid 4242         a flame graph of 30 s of a running process
   sudo agent profile -- ./server -p 80  of a program, from its first instruction to its exit
   sudo agent record --pid 4242          everything at once, to attach to a ticket
+  agent doctor                          what works here, and what would help where something does not
 
 `agent COMMAND --help` has more. The agent needs root or the capabilities that it names."
 )]
@@ -55,6 +57,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Show all three of the last seconds on a live page, and metrics for Prometheus
     Serve(ServeArgs),
+    /// Try what works on this machine, and say what would help where something does not
+    Doctor(DoctorArgs),
     /// Print the completions for a shell
     Completions {
         /// The shell

@@ -16,7 +16,10 @@ use thiserror::Error;
 
 use super::stdout::{self, Stdout};
 use crate::output::escape;
-use crate::process;
+use crate::process::{
+    self,
+    privilege::{self, Cap},
+};
 
 /// Where an output goes, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -117,7 +120,7 @@ pub enum OutputError {
 }
 
 /// An output that was writable when it was asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Destination {
     target: Target,
 }
@@ -158,6 +161,26 @@ impl Destination {
             Target::Stdout => Sink::Stdout(Stdout::default()),
             Target::File(path) => Sink::File(Draft::create(&path)?),
         })
+    }
+
+    /// What [`Destination::write`] needs of the agent's privileges: to write into a directory of
+    /// another user's, and to give the file to who called sudo.
+    pub fn capabilities(&self) -> Vec<Cap> {
+        let Target::File(path) = &self.target else {
+            return Vec::new();
+        };
+        let mut needed = Vec::new();
+        if invoking_user().is_some() {
+            // A file that is another user's already is given its name last.
+            needed.extend([Cap::Chown, Cap::Fowner]);
+        }
+        let writable = privilege::without(Cap::DacOverride, || {
+            create_beside(path).map(|(temporary, _)| fs::remove_file(temporary))
+        });
+        if !matches!(writable, Ok(Ok(Ok(())))) {
+            needed.push(Cap::DacOverride);
+        }
+        needed
     }
 
     /// The file, unless it is standard output.

@@ -9,21 +9,22 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
+use super::privileges::{self, Privileges};
 use super::profile_args::ProfileSpec;
 use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
 use super::spec::{OutputSpec, TargetSpec, default_name};
 use super::terminal;
 use crate::calendar;
-use crate::guard::{Decision, Probe};
+use crate::guard::{Decision, Probe as Watched};
 use crate::output::{self, Format, summary};
+use crate::preflight::checks::Probe;
 use crate::preflight::{self, Kernel};
-use crate::probe::cpu::Clock;
-use crate::probe::{syscalls, tcp};
+use crate::probe::cpu::{self as cpu_probe, Clock};
 use crate::profile::{Facts, Profile};
 use crate::recorder::cpu::{Cpu, facts};
 use crate::recorder::guard::Watch;
-use crate::session::{Attached, Loaded, Needs};
+use crate::session::{Attached, Loaded};
 
 /// Functions that the summary lists.
 const FUNCTIONS: usize = 10;
@@ -36,19 +37,13 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let entered = Instant::now();
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
+    privileges::check(Probe::Profile, &spec.target, true)?;
     let kernel = Kernel::probe()?;
     let started = calendar::now();
     let mut subjects = Subjects::take(&spec.target)?;
     let (comm, pid) = subjects.first(&spec.target);
     let outputs = prepare(&spec.output, &comm, pid, started)?;
-    let loaded = Loaded::load(
-        kernel,
-        &Needs {
-            stacks: true,
-            unused_maps: vec![tcp::MAPS, syscalls::MAPS],
-            ..Needs::default()
-        },
-    )?;
+    let loaded = Loaded::load(kernel, &cpu_probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
     run::make_ready(&mut session, &spec.target)?;
@@ -58,7 +53,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let mut guard = Watch::begin(
         &mut session,
         spec.limit,
-        &[Probe::Profile],
+        &[Watched::Profile],
         frequency,
         false,
     )?;
@@ -66,6 +61,15 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     if verbosity.verbose > 0 {
         say_start(&session, cpu.clock(), start_ms);
     }
+    let privileges = Privileges::of(
+        Probe::Profile,
+        true,
+        &spec.target,
+        session.kernel(),
+        outputs.iter().map(|(destination, _)| destination),
+        verbosity,
+    );
+    privileges.settle();
     subjects.release()?;
     let ended = sample(
         &mut session,
@@ -82,6 +86,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         .finish(&mut |bytes, targets| cpu.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
+    privileges.finish();
     let facts = Facts {
         start_ms,
         guard: guard.report().cloned(),

@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
+use super::privileges::{self, Privileges};
 use super::record_args::RecordSpec;
 use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
@@ -16,6 +17,7 @@ use super::spec::{Scope, TargetSpec, default_name};
 use super::terminal;
 use crate::capture::{self, Capture, redact};
 use crate::output::summary;
+use crate::preflight::checks::Probe;
 use crate::preflight::{self, Kernel};
 use crate::profile::Facts;
 use crate::recorder::cpu::facts;
@@ -35,6 +37,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let entered = Instant::now();
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
+    privileges::check(Probe::Record, &spec.target, true)?;
     let kernel = Kernel::probe_with(&Recorder::fields())?;
     let started = calendar::now();
     let mut subjects = Subjects::take(&spec.target)?;
@@ -53,6 +56,15 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     if verbosity.verbose > 0 {
         say_start(&session, &recorder, start_ms);
     }
+    let privileges = Privileges::of(
+        Probe::Record,
+        true,
+        &spec.target,
+        session.kernel(),
+        [&destination],
+        verbosity,
+    );
+    privileges.settle();
     subjects.release()?;
     let ended = watch(
         &mut session,
@@ -65,6 +77,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     .await?;
     recorder.finish(&mut session).await?;
     let command = subjects.finish(ended);
+    privileges.finish();
     let facts = Facts {
         start_ms,
         ..facts(&session, started, recorder.duration(), ended.name())

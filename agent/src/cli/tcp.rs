@@ -10,6 +10,7 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, OutputError, Sink, Target};
+use super::privileges::{self, Privileges};
 use super::run::{self, Ended, Subjects};
 use super::signals::Signals;
 use super::tcp_args::{By, TcpFormat, TcpSpec};
@@ -19,7 +20,8 @@ use crate::output::escape;
 use crate::output::table::{Live, Style};
 use crate::output::tcp as output;
 use crate::preflight::Kernel;
-use crate::probe::tcp::{self as probe, Probe};
+use crate::preflight::checks::Probe;
+use crate::probe::tcp as probe;
 use crate::recorder::guard::Watch;
 use crate::recorder::tcp::{Listing, Tcp};
 use crate::session::{Attached, Loaded};
@@ -32,16 +34,28 @@ use crate::tcp::{Connections, filter};
 /// Whatever keeps the run from starting, or its output from being written.
 pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
+    privileges::check(Probe::Tcp, &spec.target, false)?;
     let kernel = Kernel::probe_with(&probe::fields())?;
     let mut subjects = Subjects::take(&spec.target)?;
     let (comm, pid) = subjects.first(&spec.target);
-    let mut show = Show::new(&spec, Destination::prepare(spec.output.clone())?, verbosity)?;
+    let destination = Destination::prepare(spec.output.clone())?;
+    let writing = destination.clone();
+    let mut show = Show::new(&spec, destination, verbosity)?;
     let loaded = Loaded::load(kernel, &probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
     let tcp = Tcp::attach(&mut session, view::Target::new(pid, comm))?;
     let mut guard = Watch::begin(&mut session, spec.limit, &[Watched::Tcp], 0, false)?;
     show.say_hooks(&tcp.probe);
+    let privileges = Privileges::of(
+        Probe::Tcp,
+        false,
+        &spec.target,
+        session.kernel(),
+        [&writing],
+        verbosity,
+    );
+    privileges.settle();
     subjects.release()?;
     let tcp = RefCell::new(tcp);
     let mut shown = Duration::ZERO;
@@ -76,6 +90,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
         guard.report(),
     );
     let command = subjects.finish(ended);
+    privileges.finish();
     let shown = show.finish(verbosity);
     if spec.format != TcpFormat::Table || spec.output != Target::Stdout {
         run::say_step(guard.last_step().as_ref(), verbosity);
@@ -188,7 +203,7 @@ impl Show {
         })
     }
 
-    fn say_hooks(&mut self, probe: &Probe) {
+    fn say_hooks(&mut self, probe: &probe::Probe) {
         self.hooks = format!("hooks: {}", probe.hooks.join(", "));
         if self.verbosity.verbose > 0 {
             let _ = writeln!(io::stderr(), "agent: {}", self.hooks);

@@ -12,9 +12,10 @@ use perf_event_open_sys::bindings::{
     PERF_COUNT_HW_CPU_CYCLES, PERF_COUNT_SW_CPU_CLOCK, PERF_TYPE_HARDWARE, PERF_TYPE_SOFTWARE,
 };
 
+use super::{syscalls, tcp};
 use crate::session::event::{Event, Sampling};
 use crate::session::target::Targets;
-use crate::session::{Attached, Error, program_mut, take};
+use crate::session::{Attached, Error, Needs, program_mut, take};
 
 /// The clock that drives the sampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,15 @@ pub struct Ticker {
     frequency: u64,
     doublings: u32,
     events: Vec<Event>,
+}
+
+/// What the session must provide.
+pub fn needs() -> Needs {
+    Needs {
+        stacks: true,
+        unused_maps: vec![tcp::MAPS, syscalls::MAPS],
+        ..Needs::default()
+    }
 }
 
 /// Starts sampling on every CPU, at least once a second: by hardware cycles where the machine counts
@@ -299,7 +309,19 @@ impl Samples {
 
     /// Takes in one record of the ring buffer.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
-        if self.decode(bytes, targets).is_none() {
+        self.take_of(bytes, |tgid| {
+            let index = targets.find(tgid)?;
+            Some((index, targets.list().get(index)?.comm.as_str()))
+        });
+    }
+
+    /// As [`Samples::take`]; `process` gives a process's place in [`Targets::list`] and its name.
+    pub(crate) fn take_of<'t>(
+        &mut self,
+        bytes: &[u8],
+        process: impl Fn(u32) -> Option<(usize, &'t str)>,
+    ) {
+        if self.decode(bytes, process).is_none() {
             let first = bytes.first_chunk().map(|first| u32::from_ne_bytes(*first));
             self.undecoded += first.map_or(1, record::weight);
         }
@@ -356,7 +378,11 @@ impl Samples {
         numbers
     }
 
-    fn decode(&mut self, bytes: &[u8], targets: &Targets) -> Option<()> {
+    fn decode<'t>(
+        &mut self,
+        bytes: &[u8],
+        process: impl Fn(u32) -> Option<(usize, &'t str)>,
+    ) -> Option<()> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (kind, ticks) = (record::kind(word(0)?), record::weight(word(0)?));
@@ -364,7 +390,7 @@ impl Samples {
             let (tid, stack) = (word(4)?, long(8)?);
             let last = self.last.get(&stack)?;
             let &whose = last.iter().rfind(|whose| whose.tid == tid)?;
-            return self.count(whose, stack, ticks, targets);
+            return self.count(whose, stack, ticks, process(whose.tgid)?);
         }
         let (tgid, tid, stack) = (word(4)?, word(8)?, long(16)?);
         let thread = bytes.get(24..size_of::<SampleRecord>())?;
@@ -385,13 +411,18 @@ impl Samples {
             last.remove(0);
         }
         last.push(whose);
-        self.count(whose, stack, ticks, targets)
+        self.count(whose, stack, ticks, process(tgid)?)
     }
 
-    fn count(&mut self, whose: Whose, stack: u64, ticks: u64, targets: &Targets) -> Option<()> {
-        let process = targets.find(whose.tgid)?;
-        let tracked = targets.list().get(process)?;
-        let comm = self.name(&tracked.comm);
+    fn count(
+        &mut self,
+        whose: Whose,
+        stack: u64,
+        ticks: u64,
+        process: (usize, &str),
+    ) -> Option<()> {
+        let (process, comm) = process;
+        let comm = self.name(comm);
         let key = Key {
             process,
             tid: whose.tid,

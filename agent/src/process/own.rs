@@ -27,12 +27,57 @@ pub fn raise_open_files() {
     }
 }
 
-/// Undoes [`raise_open_files`], in a new process before it executes its program. Only
-/// async-signal-safe calls are made.
-pub fn restore_open_files() {
+/// The limit of locked memory that this process was started with, once it has been changed.
+static LOCKED_MEMORY: OnceLock<libc::rlimit> = OnceLock::new();
+
+/// Allows this process as much locked memory as it may have: kernels before 5.11 charge BPF maps
+/// to it. Without `CAP_SYS_RESOURCE` that is its hard limit.
+pub fn raise_locked_memory() {
+    let Ok(before) = locked_memory() else {
+        return;
+    };
+    let before = *LOCKED_MEMORY.get_or_init(|| before);
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    let most = libc::rlimit {
+        rlim_cur: before.rlim_max,
+        ..before
+    };
+    // SAFETY: the call reads the structure only.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const most) };
+    }
+}
+
+/// The limit of locked memory (`RLIMIT_MEMLOCK`).
+///
+/// # Errors
+/// What `getrlimit` answers.
+pub fn locked_memory() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes the structure only.
+    match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } {
+        0 => Ok(limit),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Undoes [`raise_open_files`] and [`raise_locked_memory`], in a new process before it executes its
+/// program. Only async-signal-safe calls are made.
+pub fn restore_limits() {
     if let Some(limit) = OPEN_FILES.get() {
         // SAFETY: the call reads the structure only.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
+    }
+    if let Some(limit) = LOCKED_MEMORY.get() {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, limit) };
     }
 }
 
@@ -45,8 +90,17 @@ pub fn own_usage() -> (f64, u64) {
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     (
         seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        usage.ru_maxrss as u64 * 1024,
+        peak_resident_bytes().unwrap_or(usage.ru_maxrss as u64 * 1024),
     )
+}
+
+/// Peak resident bytes (`VmHWM`): `ru_maxrss` counts what the process was before its exec, a copy
+/// of whoever started it.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// Resident bytes of the agent's own process now (`/proc/self/statm`).

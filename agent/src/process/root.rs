@@ -35,6 +35,11 @@ impl Root {
         Self { dir, id }
     }
 
+    /// Whether it could be opened; else files are looked for below the agent's own root directory.
+    pub fn is_held(&self) -> bool {
+        self.dir.is_some()
+    }
+
     /// A path that leads there: the agent's own root directory where the process's could not be
     /// opened.
     pub fn path(&self) -> PathBuf {
@@ -51,8 +56,10 @@ impl Root {
     pub fn open_mapped(&self, process: Option<&Entry>, map: &Map) -> Option<File> {
         let range = format!("map_files/{:x}-{:x}", map.start, map.end);
         let mapped = |meta: &fs::Metadata| meta.ino() == map.file.inode;
-        process
-            .and_then(|process| regular::open_at(&process.path(&range), mapped).ok())
+        let opened = |name: &str| regular::open_at(&process?.path(name), mapped).ok();
+        opened(&range)
+            // Without CAP_CHECKPOINT_RESTORE the program itself, deleted or not, can be had this way.
+            .or_else(|| opened("exe"))
             .or_else(|| {
                 self.open(Path::new(&map.path), Last::MayBeLink, mapped)
                     .ok()

@@ -99,14 +99,17 @@ impl Cpu {
         profile
     }
 
-    /// Adds the facts, the account of the ticks since the begin and the cost to a profile of samples.
+    /// Adds the facts, the account of the ticks since the begin and the cost to a profile of samples,
+    /// whose notes stay.
     pub fn describe(&self, profile: &mut Profile, session: &Attached, facts: Facts) {
         profile.facts = Facts {
             event: self.clock().name().to_owned(),
             frequency: self.frequency,
             ..facts
         };
+        let noted = std::mem::take(&mut profile.accounting.notes);
         profile.accounting = self.accounting(session, &profile.facts);
+        profile.accounting.notes.extend(noted);
         profile.cost = cost(session);
     }
 

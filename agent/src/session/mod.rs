@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod deferred;
+mod error;
 pub mod event;
 pub mod modules;
 mod namespace;
@@ -15,7 +16,6 @@ pub mod tracepoint;
 mod watch;
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use aya::{Ebpf, EbpfLoader};
 use crate::preflight::Kernel;
 use crate::process::{self, Process};
 use deferred::Deferred;
+pub use error::Error;
 use records::{Counters, owner, process_record};
 use sideband::{Event, Sideband};
 use tables::Tables;
@@ -52,7 +53,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Most samples that wait for code to become known: some 18 KB each.
 const MAX_WAITING: usize = 4096;
 /// Longest time that the end of the run waits for unwind tables.
-const LAST_TABLES: Duration = Duration::from_secs(2);
+const LAST_TABLES: Duration = Duration::from_secs(1);
 
 /// The programs that follow the life of processes, and their tracepoints.
 const LIFE: [(&str, &str); 4] = [
@@ -61,76 +62,6 @@ const LIFE: [(&str, &str); 4] = [
     ("process_exit", "sched_process_exit"),
     ("process_free", "sched_process_free"),
 ];
-
-/// Why a run could not begin or go on. The chain of sources holds what the kernel answered.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Something that this kernel or these privileges do not allow.
-    #[error(transparent)]
-    Preflight(#[from] crate::preflight::Error),
-    /// The bytecode could not be loaded.
-    #[error("the kernel refused agent's BPF maps or types{}", load_hint(.0))]
-    Load(#[source] Box<aya::EbpfError>),
-    /// A program was refused.
-    #[error("cannot load the BPF program {program}")]
-    Program {
-        /// Its name.
-        program: &'static str,
-        /// What the kernel answered, with the verifier's log.
-        source: Box<aya::programs::ProgramError>,
-    },
-    /// A program could not be attached.
-    #[error("cannot attach the BPF program {program} to {hook}")]
-    Attach {
-        /// Its name.
-        program: &'static str,
-        /// The hook.
-        hook: String,
-        /// What the kernel answered.
-        source: Box<aya::programs::ProgramError>,
-    },
-    /// The sampling clock could not be started.
-    #[error("cannot start the sampling clock: perf event {clock} on CPU {cpu}")]
-    Clock {
-        /// As `perf list` calls it.
-        clock: &'static str,
-        /// The CPU.
-        cpu: u32,
-        /// What the kernel answered.
-        source: io::Error,
-    },
-    /// A map is missing or of another type: the bytecode does not fit this program.
-    #[error("the embedded bytecode does not fit this program: map {0}")]
-    Map(&'static str),
-    /// A program is missing: the bytecode does not fit this program.
-    #[error("the embedded bytecode does not fit this program: program {0}")]
-    Missing(&'static str),
-    /// A process could not be taken into scope.
-    #[error(transparent)]
-    Target(#[from] target::Error),
-    /// It is in a PID namespace that the agent's does not contain.
-    #[error("process {0} could not be found by the kernel's task iterator")]
-    NoTgid(u32),
-    /// An operating system call failed.
-    #[error("{what}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-fn load_hint(error: &aya::EbpfError) -> &'static str {
-    match error {
-        aya::EbpfError::MapError(aya::maps::MapError::CreateError { io_error, .. })
-            if io_error.raw_os_error() == Some(libc::EPERM) =>
-        {
-            " (kernels before 5.11 charge BPF maps to RLIMIT_MEMLOCK: try `ulimit -l unlimited`)"
-        }
-        _ => "",
-    }
-}
 
 /// The programs that a command needs, and for which the maps are made large enough.
 #[derive(Clone, Debug, Default)]
@@ -236,10 +167,7 @@ impl Loaded {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
         let cpus: &[u32] = if self.stacks { &self.kernel.cpus } else { &[] };
-        let sideband = Sideband::open(cpus).map_err(|source| Error::Io {
-            what: "cannot open the perf side band",
-            source,
-        })?;
+        let sideband = Sideband::open(cpus)?;
         let tgids = namespace::initial_ids(&mut self.ebpf, &self.kernel, &targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
         let scope: BpfMap<MapData, u32, [u64; 3]> = take(&mut self.ebpf, "TARGETS")?;
@@ -255,6 +183,7 @@ impl Loaded {
             bytes: 0,
             waiting_events: VecDeque::new(),
             deferred: Vec::new(),
+            skipped: 0,
         };
         for fd in attached.sideband.fds() {
             attached.watch.add(fd)?;
@@ -341,6 +270,8 @@ pub struct Attached {
     /// Samples whose walk waits, with the looks that they have waited for.
     waiting_events: VecDeque<(u64, Event)>,
     deferred: Vec<Waiting>,
+    /// Runs that the kernel skipped of programs that are unloaded again.
+    skipped: u64,
 }
 
 impl Attached {
@@ -443,6 +374,7 @@ impl Attached {
 
     /// What follows a look at the ring: the mapping tables and the walks.
     fn catch_up(&mut self, time: Duration, looks: u32, sink: &mut impl FnMut(&[u8], &Targets)) {
+        self.targets.renew(time);
         if self.targets.is_behind() {
             self.targets.flush(time);
         }
@@ -531,9 +463,17 @@ impl Attached {
     /// Takes in the last records when no program runs any more, after the tables that are still
     /// being built.
     pub async fn finish(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
+        // A storm of forks or execs would send records for ever.
+        self.skipped = self.recursion_misses([]);
+        for (program, _) in LIFE {
+            if let Ok(program) = program_mut::<RawTracePoint>(&mut self.ebpf, program) {
+                let _ = program.unload();
+            }
+        }
         while self.take_record(sink) {}
         self.events_of_sideband();
         self.on_events_until(u64::MAX);
+        self.targets.renew(LOOK);
         self.catch_up(Duration::ZERO, LOOKS, sink);
         let deadline = Instant::now() + LAST_TABLES;
         while !self.deferred.is_empty() && self.targets.pending() > 0 {
@@ -597,10 +537,10 @@ impl Attached {
         let life = LIFE.iter().map(|&(program, _)| program);
         let misses = |name| {
             let program = self.ebpf.program(name)?;
-            // One that was not loaded has skipped nothing.
+            // One that is not loaded has skipped nothing.
             Some(process::bpf_recursion_misses(program.fd().ok()?.as_fd()))
         };
-        life.chain(programs).filter_map(misses).sum()
+        self.skipped + life.chain(programs).filter_map(misses).sum::<u64>()
     }
 
     /// Bytes of all BPF maps.

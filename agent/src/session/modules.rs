@@ -1,7 +1,7 @@
 //! The files mapped by the processes in scope: each once, held open, with its unwind table.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, mpsc};
@@ -11,7 +11,7 @@ use tokio::sync::mpsc as results;
 
 use crate::elf::{self, Segment};
 use crate::process::identity::Entry;
-use crate::process::{self, FileId, Map, Root};
+use crate::process::{self, FileId, Map, Root, privilege};
 use crate::symbolize::debug_files::DebugRoots;
 use crate::unwind::{self, Table};
 
@@ -28,7 +28,7 @@ pub struct Module {
     /// Its file's name, to show.
     pub name: String,
     /// Its path as the process sees it.
-    pub path: OsString,
+    pub path: Arc<OsStr>,
     /// The file, if it could be opened.
     pub file: Option<Arc<File>>,
     /// Root directories under which its separate debug files are.
@@ -103,14 +103,14 @@ impl Modules {
         origin: &Origin,
         reserve: impl FnOnce() -> Result<u16, E>,
     ) -> Result<Option<usize>, E> {
-        if map.file.inode == 0 && map.path != VDSO {
+        if map.file.inode == 0 && *map.path != *VDSO {
             return Ok(None);
         }
         // The vDSO's key is the one with inode 0.
         if let Some(&index) = self.by_file.get(&map.file) {
             return Ok(Some(index));
         }
-        let file = match map.path == VDSO {
+        let file = match *map.path == *VDSO {
             true => process::vdso(),
             false => origin.root.open_mapped(origin.process.as_ref(), map),
         };
@@ -258,6 +258,8 @@ fn no_rules(slot: u16) -> Layout {
 
 /// The body of a builder thread: ends when the queue does.
 fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender<Built>) {
+    // The files are open already. A filter that forbids even this has said so to the main thread.
+    let _ = privilege::drop_to(&[]);
     loop {
         let job = match queue.lock() {
             Ok(queue) => queue.recv(),

@@ -20,7 +20,7 @@ pub(super) fn owner(bytes: &[u8]) -> Option<u32> {
 }
 
 /// Reads what became of a process; `None` for a record of another kind.
-pub(super) fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
+pub(crate) fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
     let kind = word(bytes, 0)?;
     if !matches!(
         kind,

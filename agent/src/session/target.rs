@@ -17,7 +17,7 @@ use super::modules::{Built, Module, Modules, Origin};
 use super::tables::{self, Tables};
 use crate::process::container::Place;
 use crate::process::identity::{self, Entry};
-use crate::process::{self, FileId, Map, Process, Root};
+use crate::process::{self, FileId, Listed, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
 
 /// One process in scope, or one that was.
@@ -55,6 +55,8 @@ pub struct Tracked {
     queued: bool,
     /// When `maps` were read from the process, in nanoseconds of the monotonic clock.
     read_at: u64,
+    /// How long that took.
+    read_for: u64,
 }
 
 impl Tracked {
@@ -142,6 +144,8 @@ pub struct Targets {
     roots: Vec<(Root, Arc<DebugRoots>)>,
     follow: bool,
     mappings: bool,
+    /// When the side band last lost events: what was read before must be read anew. 0 for never.
+    lost_at: u64,
     notes: Notes,
 }
 
@@ -165,6 +169,7 @@ impl Targets {
             roots: Vec::new(),
             follow,
             mappings,
+            lost_at: 0,
             notes: Notes::new(),
         }
     }
@@ -303,6 +308,7 @@ impl Targets {
             flags: 0,
             queued: false,
             read_at: 0,
+            read_for: 0,
         });
         let index = self.list.len() - 1;
         self.by_tgid.insert(tgid, index);
@@ -333,16 +339,21 @@ impl Targets {
     }
 
     /// Replaces what a process has mapped; `read_at` is when it was read.
-    fn set_maps(&mut self, index: usize, maps: Vec<Map>, read_at: u64) -> Result<(), Error> {
+    fn set_maps(&mut self, index: usize, listed: Listed, read_at: u64) -> Result<(), Error> {
         self.look_at_program(index);
-        let mut with_modules = Vec::with_capacity(maps.len());
-        for map in maps {
+        let read_for = process::monotonic_ns().saturating_sub(read_at);
+        if listed.cut {
+            let note = "mappings left out, since reading them took too long".to_owned();
+            *self.notes.entry(note).or_default() += 1;
+        }
+        let mut with_modules = Vec::with_capacity(listed.maps.len());
+        for map in listed.maps {
             let module = self.module_of(index, &map)?;
             with_modules.push((map, module));
         }
         if let Some(tracked) = self.list.get_mut(index) {
             tracked.maps = Arc::new(with_modules);
-            tracked.read_at = read_at;
+            (tracked.read_at, tracked.read_for) = (read_at, read_for);
             tracked.changed = true;
         }
         self.enqueue(index);

@@ -99,6 +99,11 @@ impl Agent {
         self
     }
 
+    /// The command line so far, to be changed.
+    pub(super) fn command(&mut self) -> &mut Command {
+        &mut self.command
+    }
+
     /// The directory it will run in.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()

@@ -3,6 +3,7 @@
 mod agent;
 mod browser;
 pub(crate) mod chosen;
+pub(crate) mod confine;
 mod profile;
 mod target;
 

@@ -1,12 +1,16 @@
 //! What becomes of the processes in scope: fork, exec, exit, new mappings and names.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use agent_ebpf::{ProcessRecord, Start, TARGET_FOLLOW_CHILDREN, Target, record};
 
 use super::{Error, Targets, shown_program};
 use crate::process::{self, Map, Process};
 use crate::session::sideband::Event;
+
+/// After the mappings of a process were read, they are not for so many times as long as it took.
+const REST: u64 = 10;
 
 impl Targets {
     /// Takes in what a kernel program told of a process's life.
@@ -226,31 +230,47 @@ impl Targets {
                     .notes
                     .entry("side-band events lost (mappings were read anew)".to_owned())
                     .or_default() += count;
-                self.read_all_again();
+                self.lost_at = self.lost_at.max(time);
             }
         }
     }
 
-    fn read_all_again(&mut self) {
+    /// Reads the mappings anew of which events were lost, as far as the time allows. One list of a
+    /// process may take half a second, so a tenth of the time is spent on that at most.
+    pub fn renew(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        let mut all = true;
         for index in 0..self.list.len() {
-            let Some(process) = self.list[index]
-                .process
-                .as_ref()
-                .filter(|process| !process.has_ended())
-            else {
+            let tracked = &self.list[index];
+            let current = tracked.ended || tracked.read_at >= self.lost_at;
+            let living = |process: &&Process| !process.has_ended();
+            let process = tracked.process.as_ref().filter(|_| !current);
+            let Some(process) = process.filter(living) else {
                 continue;
             };
             let read_at = process::monotonic_ns();
+            let due = tracked.read_at + REST * tracked.read_for;
+            if read_at < due || Instant::now() >= deadline {
+                all = false;
+                continue;
+            }
             if let Ok(maps) = process.maps() {
                 let done = self.set_maps(index, maps, read_at);
                 self.note_failure(done);
             }
         }
+        if all {
+            self.lost_at = 0;
+        }
     }
 
     /// Adds a mapping; what it overlaps is gone, as in the process itself.
-    fn add_map(&mut self, index: usize, map: Map) -> Result<(), Error> {
+    fn add_map(&mut self, index: usize, mut map: Map) -> Result<(), Error> {
         let module = self.module_of(index, &map)?;
+        let known = module.and_then(|module| self.modules.list().get(module));
+        if let Some(known) = known.filter(|known| known.path == map.path) {
+            map.path = Arc::clone(&known.path);
+        }
         let Some(tracked) = self.list.get_mut(index) else {
             return Ok(());
         };
