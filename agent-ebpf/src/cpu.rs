@@ -1,24 +1,26 @@
 //! CPU sampling: one run of `cpu_sample` for each tick of the clock on each CPU.
 
-use agent_ebpf::{Counter, SampleRecord, TARGET_BEFORE_EXEC, record, slot};
+use agent_ebpf::{Counter, SampleRecord, TARGET_BEFORE_EXEC, control, record, slot};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
 
-use crate::maps::Scratch;
+use crate::maps::{self, Scratch};
 use crate::{count, emit, process, stack};
 
 /// A tick: counts it, and if a process in scope is running sends its stack.
 #[perf_event]
 pub fn cpu_sample(ctx: PerfEventContext) -> u32 {
-    count(Counter::Ticks, 1);
-    count(outcome(&ctx), 1);
+    let doublings = maps::control(control::DOUBLINGS) & control::MAX_DOUBLINGS;
+    let ticks = 1 << doublings;
+    count(Counter::Ticks, ticks);
+    count(outcome(&ctx, doublings), ticks);
     0
 }
 
 #[inline(always)]
-fn outcome(ctx: &PerfEventContext) -> Counter {
+fn outcome(ctx: &PerfEventContext, doublings: u32) -> Counter {
     let pid_tgid = bpf_get_current_pid_tgid();
     if pid_tgid as u32 == 0 {
         return Counter::Idle;
@@ -44,7 +46,7 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
     }
     stack::user(slot::CPU, scratch);
     scratch.record.sample = SampleRecord {
-        kind: record::STACK,
+        kind: record::sample(record::STACK, doublings),
         tgid,
         tid: process::visible_thread(),
         finished: 0,
@@ -59,6 +61,7 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
         unsafe { bpf_ktime_get_ns() } - started,
     );
     if sent {
+        count(Counter::Samples, 1);
         Counter::Emitted
     } else {
         Counter::LostRingFull

@@ -108,7 +108,7 @@ unsafe fn seen_before(sample: &mut SampleRecord, whose: u64, last: *mut u64) -> 
     // SAFETY: what the caller promises.
     if sample.tid != 0 && unsafe { *last } == whose {
         let repeat = RepeatRecord {
-            kind: record::REPEAT,
+            kind: record::of_kind(sample.kind, record::REPEAT),
             tid: sample.tid,
             stack: sample.stack,
         };
@@ -116,7 +116,7 @@ unsafe fn seen_before(sample: &mut SampleRecord, whose: u64, last: *mut u64) -> 
         // SAFETY: the record is as long as that.
         return unsafe { output(&raw const repeat, size, Wake::WhenFull) };
     }
-    sample.kind = record::SAMPLE;
+    sample.kind = record::of_kind(sample.kind, record::SAMPLE);
     let size = size_of::<SampleRecord>() as u64;
     // SAFETY: the record is as long as that.
     let sent = unsafe { output(&raw const *sample, size, Wake::WhenFull) };
@@ -160,7 +160,7 @@ pub fn deferred(slot: u32, scratch: &mut Scratch) -> bool {
     let deferred = unsafe { &mut *deferred };
     let record = &mut deferred.record;
     record.stack = scratch.record;
-    record.stack.sample.kind = record::DEFERRED;
+    record.stack.sample.kind = record::of_kind(scratch.record.sample.kind, record::DEFERRED);
     record.stack.user_frames = scratch.depth as u16;
     record.regs = scratch.regs;
     record.leaf = scratch.leaf;

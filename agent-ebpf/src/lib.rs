@@ -125,7 +125,8 @@ impl End {
 numbers! {
     /// What became of each sampling tick and of each stack; indices of the `COUNTERS` map.
     ///
-    /// `Ticks = Idle + Other + Emitted + (the losses)`, exactly.
+    /// `Ticks = Idle + Other + Emitted + (the losses)`, exactly; in these a tick of a slower clock
+    /// ([`control::DOUBLINGS`]) counts for the ticks that it stands for.
     Counter {
         /// Times the sampling program ran.
         Ticks = "ticks",
@@ -157,9 +158,68 @@ numbers! {
         LostRequest = "request_times_lost",
         /// The last record of a connection did not fit in the ring buffer.
         LostConnectionRecord = "connection_records_lost",
+        /// Samples of the target, each counted once whatever it counts for.
+        Samples = "samples",
+        /// Runs for connections of the target.
+        TcpRuns = "tcp_runs",
+        /// Those of them that came while [`control::MEASURE`] was set.
+        TcpMeasured = "tcp_measured",
+        /// Nanoseconds that these took.
+        TcpNanoseconds = "tcp_nanoseconds",
+        /// Runs for failing and for timed calls of the target.
+        SyscallRuns = "syscall_runs",
+        /// Those of them that came while [`control::MEASURE`] was set.
+        SyscallMeasured = "syscall_measured",
+        /// Nanoseconds that these took.
+        SyscallNanoseconds = "syscall_nanoseconds",
+        /// System calls of any process whose exit was looked at, while [`control::MEASURE`] is set.
+        Calls = "calls",
         /// What another process did under the id of a target that had ended; it is left out.
         IdReused = "events_of_others_with_the_id_of_an_ended_target",
     }
+}
+
+/// The counters of programs that are too short to be measured each time.
+#[derive(Clone, Copy, Debug)]
+pub struct Timed {
+    /// How often they ran.
+    pub runs: Counter,
+    /// How often that was measured.
+    pub measured: Counter,
+    /// What those runs took.
+    pub nanoseconds: Counter,
+    /// Most nanoseconds that one counts with: an interrupt, a hypervisor or (from 7.0 on) another
+    /// thread may come in between.
+    pub longest: u64,
+}
+
+impl Timed {
+    /// Those of connections.
+    pub const TCP: Timed = Timed {
+        runs: Counter::TcpRuns,
+        measured: Counter::TcpMeasured,
+        nanoseconds: Counter::TcpNanoseconds,
+        longest: 10_000,
+    };
+    /// Those of system calls.
+    pub const SYSCALLS: Timed = Timed {
+        runs: Counter::SyscallRuns,
+        measured: Counter::SyscallMeasured,
+        nanoseconds: Counter::SyscallNanoseconds,
+        longest: 50_000,
+    };
+}
+
+/// What userspace tells the programs while they run: indices of the `CONTROL` map.
+pub mod control {
+    /// Not zero while the programs are to measure how long they take.
+    pub const MEASURE: u32 = 0;
+    /// How often the period of the sampling clock was doubled, at most [`MAX_DOUBLINGS`].
+    pub const DOUBLINGS: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+    /// See [`DOUBLINGS`].
+    pub const MAX_DOUBLINGS: u32 = 15;
 }
 
 /// Which kind of probe uses a scratch slot: a timer tick may interrupt a tracepoint
@@ -234,8 +294,32 @@ impl Target {
     }
 }
 
-/// Kinds of ring buffer records: the first `u32` of each.
+/// Kinds of ring buffer records: the low byte of the first `u32` of each. The other bytes of a sample
+/// hold the [`control::DOUBLINGS`] of the clock that it was taken by.
 pub mod record {
+    /// The kind, of the first word.
+    #[inline(always)]
+    pub const fn kind(word: u32) -> u32 {
+        word & 0xff
+    }
+
+    /// The ticks that a sample counts for, of its first word.
+    pub const fn weight(word: u32) -> u64 {
+        1 << (word >> 8 & crate::control::MAX_DOUBLINGS)
+    }
+
+    /// The first word of a sample of this kind taken by a clock of this many doublings.
+    #[inline(always)]
+    pub const fn sample(kind: u32, doublings: u32) -> u32 {
+        kind | doublings << 8
+    }
+
+    /// The same first word with another kind.
+    #[inline(always)]
+    pub const fn of_kind(word: u32, kind: u32) -> u32 {
+        word & !0xff | kind
+    }
+
     /// [`crate::StackRecord`] followed by its frames.
     pub const STACK: u32 = 1;
     /// [`crate::SampleRecord`].
@@ -267,7 +351,7 @@ pub mod record {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RepeatRecord {
-    /// [`record::REPEAT`].
+    /// [`record::REPEAT`], by [`record::sample`].
     pub kind: u32,
     /// As [`SampleRecord::tid`], not 0.
     pub tid: u32,
@@ -280,7 +364,7 @@ const _: () = assert!(size_of::<RepeatRecord>() == 16);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SampleRecord {
-    /// [`record::SAMPLE`].
+    /// [`record::SAMPLE`], by [`record::sample`].
     pub kind: u32,
     /// Thread-group id in the initial PID namespace.
     pub tgid: u32,

@@ -5,7 +5,7 @@ use agent_ebpf::failure::{self, Argument, CallRecord, Loss, Part, Row};
 use agent_ebpf::unwind::{Block, Mapping, Registers, register};
 use agent_ebpf::{
     Counter, DEFERRED_STACK_BYTES, DeferredRecord, MAX_SEEN_STACKS, MAX_TABLES, MAX_TARGETS,
-    RING_BYTES, StackRecord, Target, slot,
+    RING_BYTES, StackRecord, Target, control as controls, slot,
 };
 use aya_ebpf::btf_maps::{
     Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
@@ -36,6 +36,20 @@ pub static SEEN: LruHashMap<u64, u64, { MAX_SEEN_STACKS as usize }> = LruHashMap
 /// One `u64` for each [`Counter`].
 #[btf_map]
 pub static COUNTERS: PerCpuArray<[u64; Counter::ALL.len()], 1> = PerCpuArray::new();
+
+/// What userspace tells the programs while they run, by [`controls`].
+#[btf_map]
+pub static CONTROL: Array<u32, { controls::COUNT as usize }> = Array::new();
+
+/// One of [`controls`].
+#[inline(always)]
+pub fn control(index: u32) -> u32 {
+    match CONTROL.get_ptr(index) {
+        // SAFETY: a value of the map; volatile, since userspace changes it.
+        Some(value) => unsafe { value.read_volatile() },
+        None => 0,
+    }
+}
 
 /// Working memory of a stack walk, for each CPU and kind of probe.
 #[btf_map]

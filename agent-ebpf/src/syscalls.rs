@@ -4,7 +4,7 @@
 //! failed, then whether the process is in scope.
 
 use agent_ebpf::failure::{Argument, Loss, Part, Row, bucket, row, shape};
-use agent_ebpf::{SampleRecord, StackRecord, record, slot};
+use agent_ebpf::{Counter, SampleRecord, StackRecord, Timed, record, slot};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -20,7 +20,7 @@ use crate::maps::{
     SYSCALL_COUNTERS, Scratch, WANTED_ERRNOS, config,
 };
 use crate::process::{self, read_u32};
-use crate::{arguments, emit, stack};
+use crate::{arguments, count, emit, measure, stack};
 
 /// Highest errno (`MAX_ERRNO`, linux/err.h).
 const MAX_ERRNO: u64 = 4095;
@@ -58,6 +58,7 @@ pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
             let _ = STARTS.insert(tid, now, 0);
         }
     }
+    measure::end_if_on(now, Timed::SYSCALLS);
     0
 }
 
@@ -95,6 +96,9 @@ pub fn syscall_exit_event(ctx: TracePointContext) -> u32 {
 fn exited(result: u64, regs: impl FnOnce() -> u64) {
     let errno = result.wrapping_neg();
     let failed = errno.wrapping_sub(1) < MAX_ERRNO;
+    if measure::is_on() {
+        count(Counter::Calls, 1);
+    }
     if !failed && config::syscall_times() == 0 {
         return;
     }
@@ -103,27 +107,29 @@ fn exited(result: u64, regs: impl FnOnce() -> u64) {
     let Some(table) = process::target(tgid).map(|target| target.table) else {
         return;
     };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
     let regs = regs();
     let mut ns = 0;
     if config::syscall_times() != 0 {
-        ns = time(pid_tgid as u32);
+        ns = time(pid_tgid as u32, now);
         count_call(regs);
     }
     if failed {
-        failure(regs, errno as u16, tgid, table, ns);
+        failure(regs, errno as u16, tgid, table, now, ns);
     }
+    measure::end_if_on(now, Timed::SYSCALLS);
 }
 
 /// How long the call took; 0 where its beginning was not seen.
 #[inline(always)]
-fn time(tid: u32) -> u64 {
+fn time(tid: u32, now: u64) -> u64 {
     let Some(start) = STARTS.get_ptr_mut(tid) else {
         return 0;
     };
     // SAFETY: a value of the map; only this thread writes it.
     let began = unsafe { core::mem::replace(&mut *start, 0) };
-    // SAFETY: the helper has no preconditions.
-    let ns = unsafe { bpf_ktime_get_ns() }.wrapping_sub(began);
+    let ns = now.wrapping_sub(began);
     if began == 0 { 0 } else { ns.max(1) }
 }
 
@@ -138,9 +144,9 @@ fn count_call(regs: u64) {
     }
 }
 
-/// Counts a failure in all its tables.
+/// Counts a failure, seen at `now`, in all its tables. `ns`: how long the call took.
 #[inline(always)]
-fn failure(regs: u64, errno: u16, tgid: u32, table: u32, ns: u64) {
+fn failure(regs: u64, errno: u16, tgid: u32, table: u32, now: u64, ns: u64) {
     let Some(call) = CALL.get_ptr_mut(0) else {
         return;
     };
@@ -171,8 +177,6 @@ fn failure(regs: u64, errno: u16, tgid: u32, table: u32, ns: u64) {
     let Some(counts) = counts_of(row, &call.blank) else {
         return lost(Loss::Rows);
     };
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
     if counts.count == 0 {
         counts.first_ns = now;
     }

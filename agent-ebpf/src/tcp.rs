@@ -6,7 +6,7 @@
 
 use agent_ebpf::connection::{Connection, Report, flag, role, what};
 use agent_ebpf::exchange::Batch;
-use agent_ebpf::{Counter, record};
+use agent_ebpf::{Counter, Timed, record};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_seq_write,
@@ -16,7 +16,7 @@ use aya_ebpf::programs::{FEntryContext, FExitContext, RawTracePointContext};
 
 use crate::maps::{BLANK, CONNECTIONS, EVENTS, LISTENERS, REPORT, config};
 use crate::sock::{self, read, state};
-use crate::{count, emit, process};
+use crate::{count, emit, measure, process};
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
@@ -89,18 +89,22 @@ pub fn tcp_sendpage_exit(ctx: FExitContext) -> i32 {
 
 #[inline(always)]
 fn on_send(sock: u64) {
+    let begun = measure::begin();
     if let Some(connection) = used_by_current(sock) {
         let client = connection.role == role::CLIENT;
         connection
             .exchange
             .on_send(client, now(), &mut connection.batch, flush);
+        measure::end(begun, Timed::TCP);
     }
 }
 
 #[inline(always)]
 fn on_sent(sock: u64) {
+    let begun = measure::begin();
     if let Some(connection) = find(sock) {
         connection.exchange.on_sent(now(), &mut connection.batch);
+        measure::end(begun, Timed::TCP);
     }
 }
 
@@ -109,8 +113,10 @@ fn on_sent(sock: u64) {
 /// `sk_data_ready(sk)`, since 6.3: payload can be read.
 #[raw_tracepoint(tracepoint = "sk_data_ready")]
 pub fn tcp_arrival(ctx: RawTracePointContext) -> i32 {
+    let begun = measure::begin();
     if let Some(connection) = find(ctx.arg(0)) {
         connection.exchange.on_arrival(now);
+        measure::end(begun, Timed::TCP);
     }
     0
 }
@@ -118,10 +124,12 @@ pub fn tcp_arrival(ctx: RawTracePointContext) -> i32 {
 /// `tcp_probe(sk, skb)`: any segment of an established connection, before it is looked at.
 #[raw_tracepoint(tracepoint = "tcp_probe")]
 pub fn tcp_segment(ctx: RawTracePointContext) -> i32 {
+    let begun = measure::begin();
     let Some(connection) = find(ctx.arg(0)) else {
         return 0;
     };
     if connection.exchange.arrived != 0 {
+        measure::end(begun, Timed::TCP);
         return 0;
     }
     let skb: u64 = ctx.arg(1);
@@ -136,6 +144,7 @@ pub fn tcp_segment(ctx: RawTracePointContext) -> i32 {
     if length > offset && end.wrapping_sub(expected) as i32 > 0 {
         connection.exchange.on_arrival(now);
     }
+    measure::end(begun, Timed::TCP);
     0
 }
 
@@ -144,6 +153,7 @@ pub fn tcp_segment(ctx: RawTracePointContext) -> i32 {
 /// `tcp_rcv_space_adjust(sk)`: the process has taken bytes out of a TCP socket, by whatever call.
 #[raw_tracepoint(tracepoint = "tcp_rcv_space_adjust")]
 pub fn tcp_read(ctx: RawTracePointContext) -> i32 {
+    let begun = measure::begin();
     let sock: u64 = ctx.arg(0);
     let Some(connection) = used_by_current(sock) else {
         return 0;
@@ -159,6 +169,7 @@ pub fn tcp_read(ctx: RawTracePointContext) -> i32 {
         &mut connection.batch,
         flush,
     );
+    measure::end(begun, Timed::TCP);
     0
 }
 
@@ -253,6 +264,7 @@ fn flush(batch: &Batch) -> bool {
 /// `inet_sock_set_state(sk, oldstate, newstate)`.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn tcp_set_state(ctx: RawTracePointContext) -> i32 {
+    let begun = measure::begin();
     let sock: u64 = ctx.arg(0);
     let (old, new) = (ctx.arg::<u64>(1) as u32, ctx.arg::<u64>(2) as u32);
     match new {
@@ -263,6 +275,9 @@ pub fn tcp_set_state(ctx: RawTracePointContext) -> i32 {
         }
         state::ESTABLISHED if old == state::SYN_RECV => on_incoming(sock),
         _ => on_change(sock, old, new),
+    }
+    if find(sock).is_some() {
+        measure::end(begun, Timed::TCP);
     }
     0
 }
@@ -341,6 +356,7 @@ fn on_change(sock: u64, old: u32, new: u32) {
 /// `tcp_destroy_sock(sk)`: the kernel gives the socket up.
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
+    let begun = measure::begin();
     let sock: u64 = ctx.arg(0);
     let Some(connection) = find(sock) else {
         return 0;
@@ -350,6 +366,7 @@ pub fn tcp_destroy(ctx: RawTracePointContext) -> i32 {
     }
     report(sock, connection, what::CLOSED);
     let _ = CONNECTIONS.remove(sock);
+    measure::end(begun, Timed::TCP);
     0
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::profile::Container;
 use crate::profile::{Cost, Profile};
-use crate::{syscalls, tcp};
+use crate::{guard, syscalls, tcp};
 
 /// Name and version of the schema of [`Meta`]. A field may be added within a version; a change of
 /// meaning or a removal takes a new one.
@@ -95,8 +95,11 @@ pub struct Meta {
     pub started_at: String,
     /// Length of the run, in seconds.
     pub duration_seconds: f64,
-    /// Why it ended: `duration`, `interrupted`, `target_exited`.
+    /// Why it ended: `duration`, `interrupted`, `target_exited`, `overhead`.
     pub ended: String,
+    /// What the overhead guard saw and did; `None` without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<guard::Report>,
     /// The first process in scope.
     pub target: Target,
     /// Build ids of the files that the profile's frames lie in, in hexadecimal, by their names;

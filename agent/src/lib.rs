@@ -15,6 +15,7 @@
 //! - [`symbolize`]: addresses of an open file into names; [`unwind`]: an ELF file into the table that
 //!   the kernel unwinds by. Both distrust every byte, take open files and need no privileges;
 //! - [`process`], [`preflight`]: the only readers of `/proc` and `/sys`, kernel symbols aside;
+//! - [`guard`]: what the agent may cost; [`hazards`]: what kernels do that must be known;
 //! - [`elf`], `gopclntab`, [`protobuf`], [`profile`]: the parts of ELF files that others share; a wire
 //!   format; the model.
 //!
@@ -35,6 +36,8 @@ pub mod elf;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz_targets;
 mod gopclntab;
+pub mod guard;
+pub mod hazards;
 pub mod input;
 pub mod naming;
 pub mod output;

@@ -25,9 +25,9 @@ use agent_ebpf::Start;
 use identity::Entry;
 pub use maps::{FileId, Listed, Map};
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, host_name, locked_memory, monotonic_ns, name_file,
-    own_resident_bytes, own_usage, raise_locked_memory, raise_open_files, restore_limits,
-    wall_time, without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, clock_ns, host_name, locked_memory, monotonic_ns,
+    name_file, own_resident_bytes, own_usage, raise_locked_memory, raise_open_files,
+    restore_limits, thread_cpu_ns, wall_time, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -132,6 +132,8 @@ pub struct Stat {
     pub flags: u64,
     /// CPU time so far, in user and kernel mode, in clock ticks.
     pub cpu_ticks: u64,
+    /// The same of its children that it has waited for.
+    pub children_ticks: u64,
     /// Start time in clock ticks since boot.
     pub start_time: u64,
 }
@@ -438,7 +440,9 @@ fn ended(pidfd: &OwnedFd) -> bool {
 /// (`PTRACE_MODE_READ`, ptrace(2)); false where there is no such process.
 pub fn is_refused(pid: u32) -> bool {
     let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    // With CAP_PERFMON alone newer kernels give the one, but not the other.
     File::open(proc_path(pid, "maps")).is_err_and(refused)
+        || fs::read_link(proc_path(pid, "root")).is_err_and(refused)
 }
 
 fn proc_path(pid: u32, name: &str) -> PathBuf {
@@ -477,6 +481,9 @@ pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
         parent: fields.get(1)?.parse().ok()?,
         flags: fields.get(6)?.parse().ok()?,
         cpu_ticks: number(11)?.saturating_add(number(12)?),
+        children_ticks: number(13)
+            .unwrap_or(0)
+            .saturating_add(number(14).unwrap_or(0)),
         start_time: fields.get(19)?.parse().ok()?,
     })
 }

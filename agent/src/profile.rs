@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use agent_ebpf::End;
+
+use crate::guard;
 use serde::{Deserialize, Serialize};
 
 /// Name and version of the schema of a profile as JSON. A field may be added within a version; a
@@ -106,7 +108,8 @@ pub struct Stack {
     /// Why the user part ended.
     #[serde(serialize_with = "end_name", deserialize_with = "end_of_name")]
     pub end: End,
-    /// Samples.
+    /// Samples. Where the guard slowed the clock, one counts for the ticks of [`Facts::frequency`]
+    /// that it stands for.
     pub count: u64,
 }
 
@@ -197,8 +200,11 @@ pub struct Facts {
     pub duration_seconds: f64,
     /// Processes in scope, each with its name.
     pub targets: Vec<TargetFacts>,
-    /// Why the run ended: `duration`, `interrupted`, `target_exited`.
+    /// Why the run ended: `duration`, `interrupted`, `target_exited`, `overhead`.
     pub ended: String,
+    /// What the overhead guard saw and did; `None` without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<guard::Report>,
 }
 
 impl Facts {

@@ -3,6 +3,7 @@
 //! [`Recorder`] has all three, in one session and by one clock.
 
 pub mod cpu;
+pub mod guard;
 pub mod live;
 pub mod rows;
 pub mod syscalls;
@@ -16,6 +17,8 @@ use agent_ebpf::record;
 
 use crate::calendar::Utc;
 use crate::capture::{self, Capture, Meta};
+use crate::guard::{Decision, Limit, Probe, Step};
+use crate::hazards;
 use crate::preflight::{self, Kernel};
 use crate::probe::{syscalls as syscall_probe, tcp as tcp_probe};
 use crate::process::{self, usage::Usage};
@@ -25,6 +28,7 @@ use crate::session::{Attached, Error, Needs};
 use crate::syscalls::{Report, SHOWN_ARGUMENTS};
 use crate::tcp::view::{self, Document};
 use cpu::Cpu;
+use guard::Watch;
 use rows::Budget;
 use syscalls::Syscalls;
 use tcp::Tcp;
@@ -37,14 +41,17 @@ const SHORTEST: Duration = Duration::from_millis(100);
 pub struct Options {
     /// Samples per second on each CPU.
     pub frequency: u64,
+    /// Of the overhead guard.
+    pub limit: Option<Limit>,
     syscalls: syscall_probe::Options,
 }
 
 impl Options {
     /// Failing calls are counted, not timed; `stacks`: by their stacks, too.
-    pub fn new(frequency: u64, stacks: bool) -> Self {
+    pub fn new(frequency: u64, stacks: bool, limit: Option<Limit>) -> Self {
         Self {
             frequency,
+            limit,
             syscalls: syscall_probe::Options {
                 stacks,
                 arguments: SHOWN_ARGUMENTS,
@@ -57,6 +64,16 @@ impl Options {
     pub fn with_all_arguments(mut self) -> Self {
         self.syscalls.arguments = usize::MAX;
         self
+    }
+
+    /// Whether the clock may be one of hardware cycles, whose ticks interrupt the kernel anywhere.
+    fn may_count_cycles(&self, kernel: &Kernel) -> bool {
+        !(self.syscalls.stacks && kernel.has(&hazards::LRU_IN_NMI))
+    }
+
+    /// Begins the guard of a run with all probes.
+    fn watch(&self, session: &mut Attached) -> Result<Watch, Error> {
+        Watch::begin(session, self.limit, &Probe::ALL, self.frequency, false)
     }
 
     /// What the session must provide: what each of the probes needs.
@@ -79,6 +96,7 @@ pub struct Recorder {
     tcp: Tcp,
     syscalls: Syscalls,
     usage: Usage,
+    guard: Watch,
     connections: Vec<Document>,
     reports: Vec<Report>,
     budget: Budget,
@@ -111,7 +129,9 @@ impl Recorder {
         session.tables_ready().await;
         // What comes between a probe and the clock is counted too: the busiest probe comes late.
         let mut tcp = Tcp::attach(session, first)?;
-        let cpu = Cpu::attach(session, options.frequency)?;
+        let cycles = options.may_count_cycles(session.kernel());
+        let cpu = Cpu::attach(session, options.frequency, cycles)?;
+        let guard = options.watch(session)?;
         syscalls.begin_at(process::monotonic_ns());
         tcp.begin_at(cpu.begin());
         let mut usage = Usage::default();
@@ -121,6 +141,7 @@ impl Recorder {
             tcp,
             syscalls,
             usage,
+            guard,
             connections: Vec::new(),
             reports: Vec::new(),
             budget: Budget::default(),
@@ -137,7 +158,7 @@ impl Recorder {
 
     /// The sampling clock.
     pub fn clock(&self) -> crate::probe::cpu::Clock {
-        self.cpu.clock
+        self.cpu.clock()
     }
 
     /// The hooks that the connections are seen by.
@@ -176,23 +197,49 @@ impl Recorder {
         self.interval(session)
     }
 
+    /// To be called several times a second: holds the cost against its limit. Gives what was done
+    /// about it.
+    ///
+    /// # Errors
+    /// When a probe could not be taken away.
+    pub fn watch(&mut self, session: &mut Attached) -> Result<Option<Step>, Error> {
+        let Some(decision) = self.guard.tick(session) else {
+            return Ok(None);
+        };
+        let Self {
+            cpu, tcp, syscalls, ..
+        } = self;
+        act(decision, session, cpu, tcp, syscalls)?;
+        Ok(self.guard.last_step())
+    }
+
+    /// Whether the guard has taken all probes away.
+    pub fn has_ended(&self) -> bool {
+        self.guard.has_ended()
+    }
+
     fn interval(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.kept = self.begin().elapsed();
         if self.duration.is_zero() {
             self.usage.look(processes(session));
         }
-        self.tcp.look(session)?;
-        session.drain(&mut |bytes, targets| self.take(bytes, targets));
-        let budget = &mut self.budget;
-        let mut document = self.tcp.interval(session, |connections, span, now| {
-            budget.list(connections, span, now)
-        });
-        self.tcp.end_interval();
-        self.budget.cut_document(&mut document);
-        self.connections.push(document);
-        let mut report = self.syscalls.report(session, false);
-        self.budget.cut_report(&mut report);
-        self.reports.push(report);
+        // An interval in which a probe was not attached would look like one without events.
+        if self.guard.is_attached(Probe::Tcp) {
+            self.tcp.look(session)?;
+            session.drain(&mut |bytes, targets| self.take(bytes, targets));
+            let budget = &mut self.budget;
+            let mut document = self.tcp.interval(session, |connections, span, now| {
+                budget.list(connections, span, now)
+            });
+            self.tcp.end_interval();
+            self.budget.cut_document(&mut document);
+            self.connections.push(document);
+        }
+        if self.guard.is_attached(Probe::Syscalls) {
+            let mut report = self.syscalls.report(session, false);
+            self.budget.cut_report(&mut report);
+            self.reports.push(report);
+        }
         Ok(())
     }
 
@@ -202,7 +249,8 @@ impl Recorder {
     /// When the kernel's iterator cannot be run.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.usage.look(processes(session));
-        self.duration = self.cpu.detach(session)?;
+        self.cpu.detach(session)?;
+        self.duration = self.begin().elapsed();
         self.tcp.detach(session)?;
         self.syscalls.detach(session)?;
         if self.duration >= self.kept + SHORTEST {
@@ -221,6 +269,10 @@ impl Recorder {
     /// All that was seen, named. `target` has what is known of the first process beside its id, name
     /// and program.
     pub fn capture(self, session: &Attached, facts: Facts, target: capture::Target) -> Capture {
+        let facts = Facts {
+            guard: self.guard.report().cloned(),
+            ..facts
+        };
         let profile = self.cpu.profile(session, facts);
         let mut capture = Capture {
             meta: Meta::default(),
@@ -253,6 +305,22 @@ fn hand_out(
     }
 }
 
+/// Does what the guard has decided.
+fn act(
+    decision: Decision,
+    session: &mut Attached,
+    cpu: &mut Cpu,
+    tcp: &mut Tcp,
+    syscalls: &mut Syscalls,
+) -> Result<(), Error> {
+    match decision {
+        Decision::Slow(doublings) => cpu.slow(session, doublings),
+        Decision::Detach(Probe::Profile) => cpu.detach(session).map(drop),
+        Decision::Detach(Probe::Tcp) => tcp.detach(session),
+        Decision::Detach(Probe::Syscalls) => syscalls.detach(session),
+    }
+}
+
 /// The circumstances of a capture; see [`Recorder::capture`].
 pub(crate) fn meta(
     capture: &Capture,
@@ -278,6 +346,7 @@ pub(crate) fn meta(
         started_at: Utc::at(facts.started).to_string(),
         duration_seconds: facts.duration_seconds,
         ended: facts.ended.clone(),
+        guard: facts.guard.clone(),
         target: capture::Target {
             pid: first.pid,
             comm: first.comm,

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guard;
 use crate::profile::TargetFacts;
 
 /// Arguments shown of each row, where nothing else is asked for.
@@ -35,6 +36,9 @@ pub struct Report {
     pub not_shown: usize,
     /// What could not be kept, by cause; all zero when nothing was lost.
     pub losses: BTreeMap<String, u64>,
+    /// What the overhead guard saw and did, in the last report of a run with a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<guard::Report>,
 }
 
 /// One (system call, errno) pair.

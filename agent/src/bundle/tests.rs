@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 use super::*;
 use crate::capture::{Container, Cpu, Target};
+use crate::guard;
 use crate::output::fixture::{self, HOSTILE};
 use crate::profile::TargetFacts;
 use crate::syscalls::{Counted, CountedStack, Failure, Latency, Report};
@@ -78,6 +79,22 @@ fn document(last: bool, name: &str) -> Document {
             error: "ECONNREFUSED".into(),
         }],
         losses: [("request_times_lost".into(), 0)].into(),
+        guard: Some(guarded()),
+    }
+}
+
+fn guarded() -> guard::Report {
+    guard::Report {
+        limit: 0.1,
+        steps: vec![guard::Step {
+            at_s: 2.5,
+            probe: guard::Probe::Tcp,
+            hz: None,
+            cause: guard::Cause::Waiting,
+            share: 0.25,
+            limit: 0.1,
+        }],
+        ..guard::Report::default()
     }
 }
 
@@ -130,6 +147,7 @@ fn capture() -> Capture {
                 waited_seconds: None,
             },
             losses: [("tcp".to_owned(), [("lost".to_owned(), 3)].into())].into(),
+            guard: Some(guarded()),
             ..Meta::default()
         },
         profile: fixture::hostile(),

@@ -11,6 +11,7 @@ pub mod diff_args;
 pub mod doctor;
 pub mod doctor_args;
 pub mod generate;
+pub mod guard_args;
 pub mod launch;
 pub mod privileges;
 pub mod profile;

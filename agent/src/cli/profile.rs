@@ -1,5 +1,6 @@
 //! `agent profile`: runs what the specification says.
 
+use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -15,12 +16,14 @@ use super::signals::Signals;
 use super::spec::{OutputSpec, TargetSpec, default_name};
 use super::terminal;
 use crate::calendar;
+use crate::guard::{Decision, Probe as Watched};
 use crate::output::{self, Format, summary};
 use crate::preflight::checks::Probe;
 use crate::preflight::{self, Kernel};
 use crate::probe::cpu::{self as cpu_probe, Clock};
 use crate::profile::{Facts, Profile};
 use crate::recorder::cpu::{Cpu, facts};
+use crate::recorder::guard::Watch;
 use crate::session::{Attached, Loaded};
 
 /// Functions that the summary lists.
@@ -45,10 +48,18 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let mut session = loaded.follow(processes, spec.target.follow())?;
     run::make_ready(&mut session, &spec.target)?;
     session.tables_ready().await;
-    let mut cpu = Cpu::attach(&mut session, spec.frequency.get())?;
+    let frequency = spec.frequency.get();
+    let mut cpu = Cpu::attach(&mut session, frequency, true)?;
+    let mut guard = Watch::begin(
+        &mut session,
+        spec.limit,
+        &[Watched::Profile],
+        frequency,
+        false,
+    )?;
     let start_ms = cpu.begin().duration_since(entered).as_secs_f64() * 1e3;
     if verbosity.verbose > 0 {
-        say_start(&session, cpu.clock, start_ms);
+        say_start(&session, cpu.clock(), start_ms);
     }
     let privileges = Privileges::of(
         Probe::Profile,
@@ -67,6 +78,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         &spec.target,
         verbosity,
         &mut cpu,
+        &mut guard,
     )
     .await;
     let duration = cpu.detach(&mut session)?;
@@ -77,6 +89,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     privileges.finish();
     let facts = Facts {
         start_ms,
+        guard: guard.report().cloned(),
         ..facts(&session, started, duration, ended.name())
     };
     let profile = model(&session, &cpu, facts, verbosity);
@@ -123,19 +136,21 @@ async fn sample(
     target: &TargetSpec,
     verbosity: Verbosity,
     cpu: &mut Cpu,
+    guard: &mut Watch,
 ) -> Ended {
     let mut progress = Progress::new(verbosity);
-    let taken = std::cell::Cell::new(0u64);
+    let taken = Cell::new(0u64);
+    let cpu = RefCell::new(cpu);
     let ended = run::until_end(
         session,
         subjects,
         signals,
         target.duration,
         &mut |bytes, targets| {
-            cpu.take(bytes, targets);
+            cpu.borrow_mut().take(bytes, targets);
             taken.set(taken.get() + 1);
         },
-        |_, elapsed| {
+        |session, elapsed| {
             progress.show(|| {
                 progress_line(
                     "sampling",
@@ -144,7 +159,20 @@ async fn sample(
                     &format!("{} samples", taken.get()),
                 )
             });
-            ControlFlow::Continue(())
+            let Some(decision) = guard.tick(session) else {
+                return ControlFlow::Continue(());
+            };
+            progress.clear();
+            run::say_step(guard.last_step().as_ref(), verbosity);
+            let mut cpu = cpu.borrow_mut();
+            if let Decision::Slow(doublings) = decision
+                && cpu.slow(session, doublings).is_ok()
+            {
+                return ControlFlow::Continue(());
+            }
+            // Where the bytecode does not hold the program there was nothing to sample with.
+            let _ = cpu.detach(session);
+            run::without_probes(target)
         },
     )
     .await;

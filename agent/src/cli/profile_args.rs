@@ -5,7 +5,9 @@ use std::num::NonZeroU64;
 use clap::Args as ClapArgs;
 
 use super::args::TargetArgs;
+use super::guard_args::GuardArgs;
 use super::spec::{OutputSpec, SpecError, TargetSpec};
+use crate::guard::{self, Limit};
 
 /// Arguments of `agent profile`.
 #[derive(Clone, Debug, ClapArgs)]
@@ -22,6 +24,9 @@ pub struct ProfileArgs {
     /// Whom to sample.
     #[command(flatten)]
     pub target: TargetArgs,
+    /// What it may cost.
+    #[command(flatten)]
+    pub guard: GuardArgs,
     /// How often to sample.
     #[command(flatten)]
     pub clock: ClockArgs,
@@ -70,6 +75,8 @@ fn parse_frequency(text: &str) -> Result<u64, String> {
 pub struct ProfileSpec {
     /// Whom to sample, and for how long.
     pub target: TargetSpec,
+    /// The overhead guard's limit; `None` for none.
+    pub limit: Option<Limit>,
     /// Samples per second on each CPU. Whether the kernel allows as many
     /// (`kernel.perf_event_max_sample_rate`) is for the preflight to say.
     pub frequency: NonZeroU64,
@@ -86,6 +93,7 @@ impl ProfileArgs {
     pub fn resolve(&self) -> Result<ProfileSpec, SpecError> {
         Ok(ProfileSpec {
             target: TargetSpec::resolve(&self.target)?,
+            limit: self.guard.resolve(guard::SAMPLING)?,
             frequency: self.clock.resolve()?,
             output: OutputSpec::resolve(&self.output, self.format.as_deref())?,
         })

@@ -45,7 +45,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let (comm, pid) = subjects.first(&spec.target);
     let destination = prepare(&spec, &comm, pid, started)?;
     let target = target(&spec.target, &subjects);
-    let options = Options::new(spec.frequency.get(), spec.stacks);
+    let options = Options::new(spec.frequency.get(), spec.stacks, spec.limit);
     let needs = options.needs(&kernel)?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
@@ -139,10 +139,23 @@ async fn watch(
                 let seen = format!("{} samples", recorder.samples());
                 progress_line("recording", elapsed, &spec.target, &seen)
             });
-            failure = recorder.tick(session).err();
-            match failure {
-                Some(_) => ControlFlow::Break(()),
-                None => ControlFlow::Continue(()),
+            match recorder
+                .tick(session)
+                .and_then(|()| recorder.watch(session))
+            {
+                Err(error) => {
+                    failure = Some(error);
+                    return ControlFlow::Break(Ended::ReaderGone);
+                }
+                Ok(Some(step)) => {
+                    progress.clear();
+                    run::say_step(Some(&step), verbosity);
+                }
+                Ok(None) => {}
+            }
+            match recorder.has_ended() {
+                true => run::without_probes(&spec.target),
+                false => ControlFlow::Continue(()),
             }
         },
     )

@@ -7,8 +7,10 @@ use clap::Args as ClapArgs;
 
 use super::args::TargetArgs;
 use super::destination::Target;
+use super::guard_args::GuardArgs;
 use super::profile_args::ClockArgs;
 use super::spec::{SpecError, TargetSpec};
+use crate::guard::{self, Limit};
 use crate::output::escape;
 
 /// Arguments of `agent record`.
@@ -25,6 +27,9 @@ pub struct RecordArgs {
     /// Whom to look at.
     #[command(flatten)]
     pub target: TargetArgs,
+    /// What it may cost.
+    #[command(flatten)]
+    pub guard: GuardArgs,
     /// How often to sample.
     #[command(flatten)]
     pub clock: ClockArgs,
@@ -41,6 +46,8 @@ pub struct RecordArgs {
 pub struct RecordSpec {
     /// Whom to look at, and for how long.
     pub target: TargetSpec,
+    /// The overhead guard's limit; `None` for none.
+    pub limit: Option<Limit>,
     /// Samples per second on each CPU.
     pub frequency: NonZeroU64,
     /// Whether failing calls are counted by their stacks.
@@ -62,6 +69,7 @@ impl RecordArgs {
         }
         Ok(RecordSpec {
             target: TargetSpec::resolve(&self.target)?,
+            limit: self.guard.resolve(guard::EVENTS)?,
             frequency: self.clock.resolve()?,
             stacks: self.stacks,
             output,

@@ -11,6 +11,8 @@ use super::launch::{Held, LaunchError, Running, shell_code};
 use super::signals::Signals;
 use super::spec::{GroupSpec, Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
+use crate::guard::Step;
+use crate::output;
 use crate::process::Process;
 use crate::process::cgroup::{self, Group};
 use crate::session::target::Targets;
@@ -30,6 +32,8 @@ pub enum Ended {
     TargetExited,
     /// Nobody reads the output any more.
     ReaderGone,
+    /// The overhead guard took the last probe away.
+    Overhead,
 }
 
 impl Ended {
@@ -40,6 +44,7 @@ impl Ended {
             Ended::Interrupted => "interrupted",
             Ended::TargetExited => "target_exited",
             Ended::ReaderGone => "reader_gone",
+            Ended::Overhead => "overhead",
         }
     }
 }
@@ -237,7 +242,7 @@ pub async fn until_end(
     signals: &mut Signals,
     duration: Option<Duration>,
     record: &mut impl FnMut(&[u8], &Targets),
-    tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
+    tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<Ended>,
 ) -> Ended {
     let ended = watch(session, subjects, signals, duration, record, tick).await;
     signals.release();
@@ -251,7 +256,7 @@ pub async fn watch(
     signals: &mut Signals,
     duration: Option<Duration>,
     record: &mut impl FnMut(&[u8], &Targets),
-    mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
+    mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<Ended>,
 ) -> Ended {
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
@@ -270,14 +275,31 @@ pub async fn watch(
         if let Some(ended) = ended {
             break ended;
         }
-        if tick(session, started.elapsed()).is_break() {
-            break Ended::ReaderGone;
+        if let ControlFlow::Break(ended) = tick(session, started.elapsed()) {
+            break ended;
         }
         // The program's children may outlive it: with --children they keep the run going.
         let command_ended = subjects.command_ended();
         if subjects.all_ended(session) || command_ended && session.targets().list().len() == 1 {
             break Ended::TargetExited;
         }
+    }
+}
+
+/// How it goes on when the last probe was detached: a program that we started runs to its end.
+pub fn without_probes(target: &TargetSpec) -> ControlFlow<Ended> {
+    match target.scope {
+        Scope::Processes(_) | Scope::Group(_) => ControlFlow::Break(Ended::Overhead),
+        Scope::Command(_) => ControlFlow::Continue(()),
+    }
+}
+
+/// Says what the overhead guard did, as it does it.
+pub fn say_step(step: Option<&Step>, verbosity: Verbosity) {
+    if let Some(step) = step
+        && !verbosity.quiet
+    {
+        let _ = writeln!(io::stderr(), "agent: {}", output::guard::line(step));
     }
 }
 

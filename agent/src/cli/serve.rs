@@ -46,7 +46,7 @@ pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut subjects = Subjects::take(&spec.target)?;
     run::check_bits(&subjects)?;
     let (comm, pid) = subjects.first(&spec.target);
-    let options = Options::new(spec.frequency.get(), false).with_all_arguments();
+    let options = Options::new(spec.frequency.get(), false, spec.limit).with_all_arguments();
     let needs = options.needs(&kernel)?;
     let known = record::target(&spec.target, &subjects);
     let processes = std::mem::take(&mut subjects.processes);
@@ -74,6 +74,7 @@ pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
         live,
         site,
         &mut asked,
+        verbosity,
     )
     .await;
     subjects.finish(Ended::Interrupted);
@@ -108,6 +109,7 @@ async fn watch(
     live: Live,
     mut site: Site,
     asked: &mut Receiver<Asked>,
+    verbosity: Verbosity,
 ) -> anyhow::Result<()> {
     let shared = RefCell::new(live);
     let mut failure = None;
@@ -119,12 +121,16 @@ async fn watch(
         &mut |bytes, targets| shared.borrow_mut().take(bytes, targets),
         |session, _| {
             let mut live = shared.borrow_mut();
-            failure = live.tick(session).err();
+            match live.tick(session).and_then(|()| live.watch(session)) {
+                Err(error) => failure = Some(error),
+                Ok(Some(step)) => run::say_step(Some(&step), verbosity),
+                Ok(None) => {}
+            }
             while let Ok(asked) = asked.try_recv() {
                 site.answer(asked, &mut live, session);
             }
             match failure {
-                Some(_) => ControlFlow::Break(()),
+                Some(_) => ControlFlow::Break(Ended::ReaderGone),
                 None => ControlFlow::Continue(()),
             }
         },

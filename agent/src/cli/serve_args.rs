@@ -7,8 +7,10 @@ use std::num::NonZeroU64;
 use clap::Args as ClapArgs;
 
 use super::args::{GroupArgs, TargetArgs, parse_pid};
+use super::guard_args::GuardArgs;
 use super::profile_args::ClockArgs;
 use super::spec::{SpecError, TargetSpec, parse_duration};
+use crate::guard::{self, Limit};
 use crate::output::escape;
 use crate::recorder::live::MAX_WINDOW;
 
@@ -44,6 +46,9 @@ pub struct ServeArgs {
     /// How often to sample.
     #[command(flatten)]
     pub clock: ClockArgs,
+    /// What it may cost.
+    #[command(flatten)]
+    pub guard: GuardArgs,
     /// Start this program and look at it from its first instruction
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -54,6 +59,8 @@ pub struct ServeArgs {
 pub struct ServeSpec {
     /// Whom to look at.
     pub target: TargetSpec,
+    /// The overhead guard's limit; `None` for none.
+    pub limit: Option<Limit>,
     /// Where to listen.
     pub listen: SocketAddr,
     /// Length of the first window, in seconds: 1 to [`MAX_WINDOW`].
@@ -79,6 +86,7 @@ impl ServeArgs {
         target.duration = None;
         Ok(ServeSpec {
             target,
+            limit: self.guard.resolve(guard::EVENTS)?,
             listen: parse_listen(&self.listen)?,
             window: parse_window(&self.window)?,
             frequency: self.clock.resolve()?,

@@ -15,12 +15,14 @@ use super::stdout::Stdout;
 use super::syscalls_args::{FileFormat, Stream, SyscallsSpec};
 use super::terminal;
 use crate::calendar;
+use crate::guard::Probe as Watched;
 use crate::output::{self, table::Live};
 use crate::preflight::Kernel;
 use crate::preflight::checks::Probe;
 use crate::probe::syscalls::{self, Options};
 use crate::profile::Profile;
 use crate::recorder::cpu::facts;
+use crate::recorder::guard::Watch;
 use crate::recorder::syscalls::Syscalls;
 use crate::session::{Attached, Loaded};
 use crate::syscalls::Report;
@@ -55,6 +57,13 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         session.tables_ready().await;
     }
     let failures = Syscalls::attach(&mut session, &options)?;
+    let guard = Watch::begin(
+        &mut session,
+        spec.limit,
+        &[Watched::Syscalls],
+        0,
+        spec.latency,
+    )?;
     let privileges = Privileges::of(
         probe,
         spec.stacks,
@@ -66,7 +75,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
     privileges.settle();
     subjects.release()?;
     let begin = Instant::now();
-    let mut view = View::new(failures, &spec, verbosity);
+    let mut view = View::new(failures, guard, &spec, verbosity);
     let ended = watch(&mut session, &mut subjects, &mut signals, &spec, &mut view).await;
     view.failures.detach(&mut session)?;
     session
@@ -74,8 +83,14 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         .await;
     let command = subjects.finish(ended);
     privileges.finish();
-    let report = view.report(&session, true);
+    let report = Report {
+        guard: view.guard.report().cloned(),
+        ..view.report(&session, true)
+    };
     let shown = view.finish(&report);
+    if spec.stream != Stream::Table {
+        run::say_step(view.guard.last_step().as_ref(), verbosity);
+    }
     let facts = facts(&session, started, begin.elapsed(), ended.name());
     let profile = view.failures.profile(&session, &report, facts);
     let mut written = Ok(());
@@ -121,7 +136,13 @@ async fn watch(
                 // What cannot be rendered now cannot be at the end, where it is an error.
                 let _ = shared.borrow_mut().interval(session);
             }
-            ControlFlow::Continue(())
+            let view = &mut *shared.borrow_mut();
+            if view.guard.tick(session).is_none() {
+                return ControlFlow::Continue(());
+            }
+            // Only bytecode that does not fit cannot be detached: the end says so.
+            let _ = view.failures.detach(session);
+            run::without_probes(&spec.target)
         },
     )
     .await
@@ -145,6 +166,7 @@ fn plain(report: &Report) -> String {
 /// What is shown, and where.
 struct View {
     failures: Syscalls,
+    guard: Watch,
     stream: Stream,
     hide_benign: bool,
     quiet: bool,
@@ -153,10 +175,11 @@ struct View {
 }
 
 impl View {
-    fn new(failures: Syscalls, spec: &SyscallsSpec, verbosity: Verbosity) -> Self {
+    fn new(failures: Syscalls, guard: Watch, spec: &SyscallsSpec, verbosity: Verbosity) -> Self {
         let live = spec.stream == Stream::Table && io::stdout().is_terminal() && !verbosity.quiet;
         Self {
             failures,
+            guard,
             stream: spec.stream,
             hide_benign: spec.hide_benign,
             quiet: verbosity.quiet,

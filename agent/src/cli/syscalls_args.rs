@@ -9,7 +9,9 @@ use clap::Args as ClapArgs;
 
 use super::args::TargetArgs;
 use super::destination::Target;
+use super::guard_args::GuardArgs;
 use super::spec::{SpecError, TargetSpec, parse_duration};
+use crate::guard::{self, Limit};
 use crate::output::{self, escape};
 use crate::syscalls::SHOWN_ARGUMENTS;
 use crate::syscalls::name::{self, NameError};
@@ -29,6 +31,9 @@ pub struct SyscallsArgs {
     /// Whom to look at.
     #[command(flatten)]
     pub target: TargetArgs,
+    /// What it may cost.
+    #[command(flatten)]
+    pub guard: GuardArgs,
     /// Time between two looks: 500ms, 1s, 1m
     #[arg(short, long, value_name = "TIME", default_value = "1s")]
     pub interval: String,
@@ -84,6 +89,8 @@ pub enum FileFormat {
 pub struct SyscallsSpec {
     /// Whom to look at, and for how long.
     pub target: TargetSpec,
+    /// The overhead guard's limit; `None` for none.
+    pub limit: Option<Limit>,
     /// Time between two looks.
     pub interval: Duration,
     /// Errors that are wanted; empty for all.
@@ -117,6 +124,7 @@ impl SyscallsArgs {
             .any(|(_, format)| matches!(format, FileFormat::Stacks(_)));
         Ok(SyscallsSpec {
             target: TargetSpec::resolve(&self.target)?,
+            limit: self.guard.resolve(guard::EVENTS)?,
             interval: parse_duration("--interval", &self.interval)?,
             errnos: self
                 .errno

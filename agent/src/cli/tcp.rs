@@ -11,16 +11,18 @@ use anyhow::Context;
 use super::args::Verbosity;
 use super::destination::{Destination, OutputError, Sink, Target};
 use super::privileges::{self, Privileges};
-use super::run::{self, Subjects};
+use super::run::{self, Ended, Subjects};
 use super::signals::Signals;
 use super::tcp_args::{By, TcpFormat, TcpSpec};
 use super::terminal;
+use crate::guard::{Probe as Watched, Report};
 use crate::output::escape;
 use crate::output::table::{Live, Style};
 use crate::output::tcp as output;
 use crate::preflight::Kernel;
 use crate::preflight::checks::Probe;
 use crate::probe::tcp as probe;
+use crate::recorder::guard::Watch;
 use crate::recorder::tcp::{Listing, Tcp};
 use crate::session::{Attached, Loaded};
 use crate::tcp::view::{self, Document, Span};
@@ -43,6 +45,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
     let tcp = Tcp::attach(&mut session, view::Target::new(pid, comm))?;
+    let mut guard = Watch::begin(&mut session, spec.limit, &[Watched::Tcp], 0, false)?;
     show.say_hooks(&tcp.probe);
     let privileges = Privileges::of(
         Probe::Tcp,
@@ -69,17 +72,29 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
                 shown = elapsed;
             }
             if show.has_ended() || failure.is_some() {
-                ControlFlow::Break(())
+                ControlFlow::Break(Ended::ReaderGone)
+            } else if guard.tick(session).is_some() {
+                failure = tcp.borrow_mut().detach(session).err().map(Into::into);
+                run::without_probes(&spec.target)
             } else {
                 ControlFlow::Continue(())
             }
         },
     )
     .await;
-    let seen = end(&mut session, &mut tcp.into_inner(), &spec, &mut show);
+    let seen = end(
+        &mut session,
+        &mut tcp.into_inner(),
+        &spec,
+        &mut show,
+        guard.report(),
+    );
     let command = subjects.finish(ended);
     privileges.finish();
     let shown = show.finish(verbosity);
+    if spec.format != TcpFormat::Table || spec.output != Target::Stdout {
+        run::say_step(guard.last_step().as_ref(), verbosity);
+    }
     failure.map_or(Ok(()), Err)?;
     let seen = seen?;
     shown?;
@@ -112,12 +127,16 @@ fn end(
     tcp: &mut Tcp,
     spec: &TcpSpec,
     show: &mut Show,
+    guard: Option<&Report>,
 ) -> anyhow::Result<bool> {
     tcp.detach(session)?;
     session.drain(&mut |bytes, targets| tcp.take(bytes, targets));
-    let document = tcp.last(session, |connections, span, now| {
-        list(spec, connections, span, now)
-    })?;
+    let document = Document {
+        guard: guard.cloned(),
+        ..tcp.last(session, |connections, span, now| {
+            list(spec, connections, span, now)
+        })?
+    };
     show.put(&document)?;
     Ok(document.sums.connections > 0 || document.sums.failed > 0)
 }

@@ -6,7 +6,9 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use super::args::TargetArgs;
 use super::destination::Target;
+use super::guard_args::GuardArgs;
 use super::spec::{SpecError, TargetSpec, parse_duration};
+use crate::guard::{self, Limit};
 use crate::output::escape;
 use crate::tcp::filter::{Column, Filter};
 
@@ -26,6 +28,9 @@ pub struct TcpArgs {
     /// Whom to look at.
     #[command(flatten)]
     pub target: TargetArgs,
+    /// What it may cost.
+    #[command(flatten)]
+    pub guard: GuardArgs,
     /// Time between two looks
     #[arg(short, long, value_name = "TIME", default_value = "1s")]
     pub interval: String,
@@ -86,6 +91,8 @@ impl TcpFormat {
 pub struct TcpSpec {
     /// Whom to look at, and for how long.
     pub target: TargetSpec,
+    /// The overhead guard's limit; `None` for none.
+    pub limit: Option<Limit>,
     /// Time between two looks.
     pub interval: Duration,
     /// Column to sort by.
@@ -123,6 +130,7 @@ impl TcpArgs {
         let output = Target::parse(self.output.as_deref().unwrap_or("-"));
         Ok(TcpSpec {
             target,
+            limit: self.guard.resolve(guard::EVENTS)?,
             interval: parse_duration("--interval", &self.interval)?,
             sort: Column::parse(self.sort.as_deref().unwrap_or("p99")).map_err(flag("--sort"))?,
             top: self.top.unwrap_or(usize::MAX),

@@ -99,10 +99,10 @@ fn frequency(facts: &Facts) -> u64 {
 
 fn profile(facts: &Facts) -> Result<Seen, session::Error> {
     let mut session = session(Kernel::probe()?, &cpu_probe::needs())?;
-    let mut cpu = Cpu::attach(&mut session, frequency(facts))?;
+    let mut cpu = Cpu::attach(&mut session, frequency(facts), true)?;
     let seen = format!(
         "samples by {} on {} CPUs, kernel and user stacks",
-        cpu.clock.name(),
+        cpu.clock().name(),
         session.kernel().cpus.len()
     );
     cpu.detach(&mut session)?;
@@ -151,7 +151,7 @@ fn syscalls(latency: bool) -> Result<Seen, session::Error> {
 }
 
 async fn record(facts: &Facts) -> Result<Seen, session::Error> {
-    let options = Options::new(frequency(facts), true);
+    let options = Options::new(frequency(facts), true, None);
     let kernel = Kernel::probe_with(&Recorder::fields())?;
     let needs = options.needs(&kernel)?;
     let mut session = session(kernel, &needs)?;

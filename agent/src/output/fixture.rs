@@ -39,6 +39,7 @@ fn facts() -> Facts {
             ..TargetFacts::default()
         }],
         ended: "duration".to_owned(),
+        guard: None,
     }
 }
 

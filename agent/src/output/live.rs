@@ -65,6 +65,8 @@ struct Data<'a> {
     totals: Totals,
     rate: f64,
     lost: BTreeMap<String, u64>,
+    /// What the overhead guard did.
+    guard: Vec<String>,
     agent_cpu: f64,
     agent_bytes: u64,
     flame: flame::Data,
@@ -155,6 +157,7 @@ pub fn json(view: &View) -> Result<Vec<u8>, serde_json::Error> {
         totals: view.totals,
         rate: tcp.sums.rate,
         lost: lost(&view.losses),
+        guard: super::guard::lines(profile.facts.guard.as_ref()),
         agent_cpu: view.agent_cpu,
         agent_bytes: view.agent_bytes,
         flame: flame::Data::new(profile),

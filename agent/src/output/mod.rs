@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod escape;
 pub mod findings;
 mod folded;
+pub mod guard;
 pub mod html;
 mod intern;
 mod json;

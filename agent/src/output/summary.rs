@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::escape;
 use super::table::{Cell, Column, Style, Table, Tone};
-use super::text;
+use super::{guard, text};
 use crate::profile::{Frame, Profile, Space, Stack, Unnamed};
 
 /// Share of frames without a name, in percent, from which a hint is given.
@@ -138,6 +138,9 @@ pub fn render(profile: &Profile, options: Options<'_>) -> String {
     let head = format!("{}: {}", text::targets(profile), text::sampled(profile));
     let head = escape::truncate_middle(&head, options.width);
     let mut lines = vec![style.paint(Tone::Strong, &head)];
+    for step in guard::lines(profile.facts.guard.as_ref()) {
+        lines.extend(options.note(&step, Tone::Warn));
+    }
     if profile.samples() == 0 {
         let none = match profile.accounting.ticks {
             0 => "no samples: the clock never ticked; run longer or raise --frequency",

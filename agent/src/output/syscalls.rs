@@ -1,7 +1,7 @@
 //! Failing system calls: as a table, as CSV, as lines of JSON.
 
 use super::table::{Cell, Column, Style, Table, Tone};
-use super::{escape, text};
+use super::{escape, guard, text};
 use crate::syscalls::{CountedStack, Failure, Report};
 
 /// Functions of a stack that the terminal shows, from the failing one.
@@ -42,6 +42,8 @@ pub fn csv(report: &Report) -> String {
 /// The report for a terminal of this width, with a line above that says how far it goes.
 pub fn lines(report: &Report, width: usize, style: Style) -> Vec<String> {
     let mut lines = vec![style.paint(Tone::Strong, &headline(report))];
+    let guarded = guard::lines(report.guard.as_ref());
+    lines.extend(guarded.iter().map(|line| style.paint(Tone::Warn, line)));
     if report.errors.is_empty() {
         return lines;
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::table::{Cell, Column, Style, Table, Tone, csv_line};
-use super::{escape, text};
+use super::{escape, guard, text};
 use crate::tcp::histogram::Quantiles;
 use crate::tcp::view::{Document, Parts, RemoteRow, Row};
 
@@ -127,6 +127,8 @@ const REMOTE_CSV: [&str; 13] = [
 /// The head line and the table, none wider than `width`.
 pub fn lines(view: &Document, hooks: &str, width: usize, style: Style) -> Vec<String> {
     let mut lines = heading(view, hooks, width, style);
+    let guarded = guard::lines(view.guard.as_ref());
+    lines.extend(guarded.iter().map(|line| style.paint(Tone::Warn, line)));
     let (table, empty) = match (&view.connections, &view.remotes) {
         (Some(rows), _) => (table_of(&CONNECTION_TABLE, rows), rows.is_empty()),
         (None, rows) => {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agent_ebpf::End;
 
 use super::escape;
+use crate::guard::Report;
 use crate::profile::{
     Accounting, Container, Frame, JIT_MODULE, Profile, Space, Stack, TargetFacts, Unnamed,
 };
@@ -272,8 +273,10 @@ pub fn sampled(profile: &Profile) -> String {
     } else {
         ""
     };
+    let slowed = profile.facts.guard.as_ref().and_then(Report::slowed_to);
+    let slowed = slowed.map_or_else(String::new, |hz| format!(", slowed to {hz:.1} Hz"));
     format!(
-        "{samples} sample{plural} over {:.1} s at {} Hz{clock}",
+        "{samples} sample{plural} over {:.1} s at {} Hz{slowed}{clock}",
         profile.facts.duration_seconds, profile.facts.frequency
     )
 }

@@ -3,9 +3,9 @@
 
 use serde::Serialize;
 
-use super::OLDEST;
 use super::facts::{Facts, Lockdown, Symbols};
 use super::privileges;
+use crate::hazards::{self, OLDEST};
 use crate::process::privilege::Cap;
 
 /// What the agent can do, as far as the checks tell it apart.
@@ -178,7 +178,7 @@ pub fn look(facts: &Facts, probe: Probe) -> Vec<Problem> {
 
 fn kernel_version(facts: &Facts) -> Found {
     let (major, minor) = OLDEST;
-    (facts.version < OLDEST).then(|| {
+    hazards::TOO_OLD.holds(facts.version).then(|| {
         let reason = format!(
             "kernel {} is too old: agent needs Linux {major}.{minor} or later",
             facts.release

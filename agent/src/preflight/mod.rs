@@ -9,6 +9,7 @@ pub mod refusal;
 use std::fs;
 use std::io;
 
+use crate::hazards::{self, Hazard};
 use crate::process;
 use crate::session::btf::{self, Offsets};
 use checks::{Effect, Probe, Problem};
@@ -16,10 +17,6 @@ use facts::Facts;
 
 /// Where the kernel describes its own types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-/// Oldest kernel with all that is needed.
-const OLDEST: (u32, u32) = (5, 10);
-/// Before this version BPF memory is charged to `RLIMIT_MEMLOCK`.
-const CHARGED: (u32, u32) = (5, 11);
 /// Bytes of a kernel stack (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h) and of the
 /// registers saved at its top (`struct pt_regs`).
 const THREAD_SIZE: u32 = 16384;
@@ -60,7 +57,7 @@ fn told(problems: &[Problem]) -> String {
 
 /// Takes the limits out of the way that the agent may.
 pub fn prepare() {
-    if parse_version(&uname().1) < CHARGED {
+    if hazards::MEMLOCK.holds(parse_version(&uname().1)) {
         process::raise_locked_memory();
     }
 }
@@ -148,6 +145,11 @@ impl Kernel {
         })
     }
 
+    /// Whether a hazard must be reckoned with here.
+    pub fn has(&self, hazard: &Hazard) -> bool {
+        hazard.holds(self.version)
+    }
+
     /// Offset in bytes of a kernel structure's field that was asked for.
     ///
     /// # Errors
@@ -164,7 +166,10 @@ impl Kernel {
         let of = |field: &str| self.offsets.of(field);
         Ok(Globals {
             words: vec![
-                ("HAS_TASK_PT_REGS", u32::from(self.version >= (5, 15))),
+                (
+                    "HAS_TASK_PT_REGS",
+                    u32::from(!self.has(&hazards::NO_TASK_PT_REGS)),
+                ),
                 ("PT_REGS_OFFSET", THREAD_SIZE - PT_REGS_BYTES),
                 ("TASK_STACK", of("task_struct.stack")?),
                 ("TASK_MM", of("task_struct.mm")?),

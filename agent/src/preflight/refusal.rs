@@ -3,6 +3,7 @@
 
 use super::checks::{Effect, Probe, Problem, look};
 use super::facts::Facts;
+use crate::hazards;
 use crate::process::privilege::Cap;
 
 /// What the kernel was asked for.
@@ -108,7 +109,7 @@ fn is_no(errno: i32) -> bool {
 
 fn memlock(facts: &Facts, refusal: Refusal) -> Found {
     let limit = facts.memlock_bytes?;
-    let charged = facts.version < (5, 11) && refusal.errno == libc::EPERM;
+    let charged = hazards::MEMLOCK.holds(facts.version) && refusal.errno == libc::EPERM;
     (charged && matches!(refusal.operation, Operation::Map | Operation::Program)).then(|| {
         let reason = format!(
             "kernels before 5.11 charge BPF memory to RLIMIT_MEMLOCK, which is {} KiB here",

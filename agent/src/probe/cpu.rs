@@ -1,16 +1,19 @@
 //! CPU sampling: the clock on every CPU, and what its records say.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 
-use agent_ebpf::{End, SampleRecord, StackRecord, record};
+use agent_ebpf::{End, SampleRecord, StackRecord, control, record};
 use aya::maps::{HashMap as BpfMap, MapData};
 use aya::programs::PerfEvent;
-use aya::programs::perf_event::{
-    HardwareEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent,
+use perf_event_open_sys::bindings::{
+    PERF_COUNT_HW_CPU_CYCLES, PERF_COUNT_SW_CPU_CLOCK, PERF_TYPE_HARDWARE, PERF_TYPE_SOFTWARE,
 };
 
 use super::{syscalls, tcp};
+use crate::session::event::{Event, Sampling};
 use crate::session::target::Targets;
 use crate::session::{Attached, Error, Needs, program_mut, take};
 
@@ -32,12 +35,35 @@ impl Clock {
         }
     }
 
-    fn config(self) -> PerfEventConfig {
+    /// `type` and `config` of perf_event_open(2).
+    const fn event(self) -> (u32, u64) {
         match self {
-            Clock::Cycles => PerfEventConfig::Hardware(HardwareEvent::CpuCycles),
-            Clock::CpuClock => PerfEventConfig::Software(SoftwareEvent::CpuClock),
+            Clock::Cycles => (PERF_TYPE_HARDWARE, PERF_COUNT_HW_CPU_CYCLES as u64),
+            Clock::CpuClock => (PERF_TYPE_SOFTWARE, PERF_COUNT_SW_CPU_CLOCK as u64),
         }
     }
+
+    /// How often it ticks: `frequency` times a second, its period doubled so many times.
+    const fn sampling(self, frequency: u64, doublings: u32) -> Sampling {
+        match self {
+            // The kernel looks for the period that fits.
+            Clock::Cycles => Sampling::Frequency(frequency >> doublings),
+            Clock::CpuClock => Sampling::Period((NANOSECONDS / frequency) << doublings),
+        }
+    }
+}
+
+const NANOSECONDS: u64 = 1_000_000_000;
+const PROGRAM: &str = "cpu_sample";
+
+/// The clock on every CPU, running.
+#[derive(Debug)]
+pub struct Ticker {
+    /// What it is.
+    pub clock: Clock,
+    frequency: u64,
+    doublings: u32,
+    events: Vec<Event>,
 }
 
 /// What the session must provide.
@@ -49,57 +75,93 @@ pub fn needs() -> Needs {
     }
 }
 
-/// Starts sampling on every CPU: by hardware cycles where the machine counts them.
+/// Starts sampling on every CPU, at least once a second: by hardware cycles where the machine counts
+/// them and `cycles` allows it.
 ///
 /// # Errors
 /// When the kernel refuses the program, or both clocks.
-pub fn attach(session: &mut Attached, frequency: u64) -> Result<Clock, Error> {
+pub fn attach(session: &mut Attached, frequency: u64, cycles: bool) -> Result<Ticker, Error> {
     let cpus = session.kernel().cpus.clone();
-    let program = "cpu_sample";
-    let sampler: &mut PerfEvent = program_mut(session.ebpf(), program)?;
+    let sampler: &mut PerfEvent = program_mut(session.ebpf(), PROGRAM)?;
     sampler.load().map_err(|source| Error::Program {
-        program,
+        program: PROGRAM,
         source: Box::new(source),
     })?;
-    let mut start = |clock: Clock, cpu: u32| {
-        let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-        sampler
-            .attach(
-                clock.config(),
-                scope,
-                SamplePolicy::Frequency(frequency),
-                false,
-            )
-            .map(drop)
+    let program = sampler.fd().map_err(|source| Error::Program {
+        program: PROGRAM,
+        source: Box::new(source),
+    })?;
+    let start = |clock: Clock, cpu: u32| {
+        let (kind, config) = clock.event();
+        let event = Event::open(kind, config, clock.sampling(frequency, 0), cpu)?;
+        event.run(&program.as_fd().as_raw_fd())?;
+        event.start()?;
+        Ok(event)
+    };
+    let mut ticker = Ticker {
+        clock: Clock::CpuClock,
+        frequency,
+        doublings: 0,
+        events: Vec::new(),
     };
     let first = cpus.first().copied().unwrap_or(0);
-    let clock = if start(Clock::Cycles, first).is_ok() {
-        Clock::Cycles
-    } else {
-        Clock::CpuClock
-    };
-    let skip = usize::from(clock == Clock::Cycles);
-    for &cpu in cpus.iter().skip(skip) {
-        start(clock, cpu).map_err(|source| Error::Attach {
-            program,
-            hook: format!("the perf event {} on CPU {cpu}", clock.name()),
-            source: Box::new(source),
-        })?;
+    if cycles && let Ok(event) = start(Clock::Cycles, first) {
+        ticker.clock = Clock::Cycles;
+        ticker.events.push(event);
     }
-    Ok(clock)
+    for &cpu in cpus.iter().skip(ticker.events.len()) {
+        let event = start(ticker.clock, cpu).map_err(|source: io::Error| Error::Clock {
+            clock: ticker.clock.name(),
+            cpu,
+            source,
+        })?;
+        ticker.events.push(event);
+    }
+    Ok(ticker)
 }
 
-/// Stops the clock. Gives the times that the kernel skipped one of our programs, which it forgets
-/// with the program.
-///
-/// # Errors
-/// When the bytecode does not hold the program.
-pub fn detach(session: &mut Attached) -> Result<u64, Error> {
-    let skipped = session.recursion_misses(["cpu_sample"]);
-    let sampler: &mut PerfEvent = program_mut(session.ebpf(), "cpu_sample")?;
-    // Unloading drops the links: no tick runs after it.
-    let _ = sampler.unload();
-    Ok(skipped)
+impl Ticker {
+    /// Doubles its period so many times in all, at most [`control::MAX_DOUBLINGS`]; a tick counts for
+    /// as many of before. Asks for no privilege.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn slow(&mut self, session: &mut Attached, doublings: u32) -> Result<(), Error> {
+        let failed = |source| Error::Io {
+            what: "cannot slow the sampling clock",
+            source,
+        };
+        // No tick may come by the one period and be counted by the other.
+        for event in &self.events {
+            event.stop().map_err(failed)?;
+        }
+        session.tell(control::DOUBLINGS, doublings)?;
+        self.doublings = doublings;
+        for event in &self.events {
+            let sampling = self.clock.sampling(self.frequency, doublings);
+            event.change(sampling).map_err(failed)?;
+            event.start().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Ticks a second on each CPU now.
+    pub fn frequency(&self) -> f64 {
+        self.frequency as f64 / f64::from(1u32 << self.doublings)
+    }
+
+    /// Stops it. Gives the times that the kernel skipped the program, which it forgets with it.
+    ///
+    /// # Errors
+    /// When the bytecode does not hold the program.
+    pub fn detach(&mut self, session: &mut Attached) -> Result<u64, Error> {
+        // Closing the events stops them: no tick runs after it.
+        self.events.clear();
+        let skipped = session.recursion_misses([PROGRAM]);
+        let sampler: &mut PerfEvent = program_mut(session.ebpf(), PROGRAM)?;
+        let _ = sampler.unload();
+        Ok(skipped)
+    }
 }
 
 /// The stacks that the kernel has sent and will not send again.
@@ -203,7 +265,7 @@ const MAX_LAST: usize = 256;
 pub struct Samples {
     /// Stacks by their hash.
     pub stacks: HashMap<u64, RawStack>,
-    /// Samples by whose they are.
+    /// Samples by whose they are, each as the ticks that it counts for.
     pub counts: HashMap<Key, u64>,
     /// Interned names.
     pub names: Vec<String>,
@@ -260,7 +322,8 @@ impl Samples {
         process: impl Fn(u32) -> Option<(usize, &'t str)>,
     ) {
         if self.decode(bytes, process).is_none() {
-            self.undecoded += 1;
+            let first = bytes.first_chunk().map(|first| u32::from_ne_bytes(*first));
+            self.undecoded += first.map_or(1, record::weight);
         }
     }
 
@@ -322,12 +385,12 @@ impl Samples {
     ) -> Option<()> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        let kind = word(0)?;
+        let (kind, ticks) = (record::kind(word(0)?), record::weight(word(0)?));
         if kind == record::REPEAT {
             let (tid, stack) = (word(4)?, long(8)?);
             let last = self.last.get(&stack)?;
             let &whose = last.iter().rfind(|whose| whose.tid == tid)?;
-            return self.count(whose, stack, process(whose.tgid)?);
+            return self.count(whose, stack, ticks, process(whose.tgid)?);
         }
         let (tgid, tid, stack) = (word(4)?, word(8)?, long(16)?);
         let thread = bytes.get(24..size_of::<SampleRecord>())?;
@@ -348,10 +411,16 @@ impl Samples {
             last.remove(0);
         }
         last.push(whose);
-        self.count(whose, stack, process(tgid)?)
+        self.count(whose, stack, ticks, process(tgid)?)
     }
 
-    fn count(&mut self, whose: Whose, stack: u64, process: (usize, &str)) -> Option<()> {
+    fn count(
+        &mut self,
+        whose: Whose,
+        stack: u64,
+        ticks: u64,
+        process: (usize, &str),
+    ) -> Option<()> {
         let (process, comm) = process;
         let comm = self.name(comm);
         let key = Key {
@@ -361,18 +430,18 @@ impl Samples {
             thread: whose.thread,
             stack,
         };
-        *self.counts.entry(key).or_default() += 1;
-        self.count_second(self.begin.elapsed().as_secs());
+        *self.counts.entry(key).or_default() += ticks;
+        self.count_second(self.begin.elapsed().as_secs(), ticks);
         Some(())
     }
 
-    fn count_second(&mut self, second: u64) {
+    fn count_second(&mut self, second: u64, ticks: u64) {
         let second = second as usize;
         if self.seconds.len() <= second {
             self.seconds.resize(second + 1, 0);
         }
         if let Some(count) = self.seconds.get_mut(second) {
-            *count += 1;
+            *count += ticks;
         }
     }
 
@@ -396,7 +465,7 @@ mod tests {
     fn what_comes_late_counts_for_the_last_second() {
         let mut samples = Samples::since(Instant::now());
         for second in [0, 0, 2, 3, 7] {
-            samples.count_second(second);
+            samples.count_second(second, 1);
         }
         assert_eq!(samples.timeline(2.5), [2, 0, 3]);
         assert_eq!(samples.timeline(3.02), [2, 0, 3]);

@@ -15,6 +15,7 @@ use aya::programs::TracePoint;
 
 use super::cpu::RawStack;
 use super::tcp;
+use crate::hazards;
 use crate::preflight::{self, Kernel};
 use crate::process;
 use crate::profile::TargetFacts;
@@ -214,7 +215,7 @@ pub struct Failures {
 /// When the kernel refuses a program.
 pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Error> {
     let specs = table::all(MAX_NUMBERS);
-    let preemptible = session.kernel().version >= PREEMPTIBLE;
+    let preemptible = session.kernel().has(&hazards::PREEMPTED_TRACEPOINTS);
     let cpu = session.kernel().cpus.first().copied().unwrap_or(0);
     let ebpf = session.ebpf();
     let mut shapes: Array<MapData, u32> = take(ebpf, "SHAPES")?;
@@ -256,9 +257,6 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
     Ok(failures)
 }
 
-/// From this version on the kernel may preempt programs at raw tracepoints, and then skips them for
-/// other threads of that CPU. Those at perf events of tracepoints it does not preempt.
-const PREEMPTIBLE: (u32, u32) = (7, 0);
 /// The perf event of the tracepoint `sys_exit`.
 const EXIT_EVENT: &CStr = c"events/raw_syscalls/sys_exit/id";
 
@@ -346,6 +344,11 @@ impl Failures {
             .flatten()
             .map(|([row, stack], count)| (row, stack, count))
             .collect()
+    }
+
+    /// Whether the hooks were taken away.
+    pub fn has_ended(&self) -> bool {
+        self.ended_ns.is_some()
     }
 
     /// Time counted, in seconds.

@@ -10,6 +10,7 @@ use aya::Btf;
 use aya::maps::{HashMap as BpfMap, MapData};
 use aya::programs::{FEntry, FExit, Iter, ProgramError, RawTracePoint};
 
+use crate::hazards;
 use crate::probe::syscalls;
 use crate::session::target::Targets;
 use crate::session::{Attached, Error, Needs, attach_raw_tracepoint, program_mut, take};
@@ -140,7 +141,7 @@ pub fn attach(session: &mut Attached) -> Result<Probe, Error> {
     }
     hooks.push(send);
     hooks.push(first(session, &btf, ARRIVAL)?);
-    if session.kernel().version < (6, 5) {
+    if session.kernel().has(&hazards::SENDPAGE) {
         for candidates in SENDPAGE {
             hooks.extend(first(session, &btf, candidates).ok());
         }

@@ -6,7 +6,7 @@ use agent_ebpf::Counter;
 
 use crate::capture::redact;
 use crate::naming;
-use crate::probe::cpu::{self, Clock, Samples};
+use crate::probe::cpu::{self, Clock, Samples, Ticker};
 use crate::probe::syscalls::target_facts;
 use crate::process;
 use crate::profile::{Accounting, Cost, Facts, Profile};
@@ -15,29 +15,44 @@ use crate::session::{Attached, Error};
 
 /// The clock runs.
 pub struct Cpu {
-    /// What it is.
-    pub clock: Clock,
+    ticker: Ticker,
     frequency: u64,
     begin: Instant,
     samples: Samples,
     skipped: u64,
+    /// How long the clock ran.
+    ran: Option<Duration>,
 }
 
 impl Cpu {
-    /// Starts the clock.
+    /// Starts the clock; `cycles`: it may be one of hardware cycles.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn attach(session: &mut Attached, frequency: u64) -> Result<Self, Error> {
-        let clock = cpu::attach(session, frequency)?;
+    pub fn attach(session: &mut Attached, frequency: u64, cycles: bool) -> Result<Self, Error> {
+        let ticker = cpu::attach(session, frequency, cycles)?;
         let begin = Instant::now();
         Ok(Self {
-            clock,
+            ticker,
             frequency,
             begin,
             samples: Samples::since(begin),
             skipped: 0,
+            ran: None,
         })
+    }
+
+    /// What the clock is.
+    pub fn clock(&self) -> Clock {
+        self.ticker.clock
+    }
+
+    /// Doubles the clock's period so many times in all; see [`Ticker::slow`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn slow(&mut self, session: &mut Attached, doublings: u32) -> Result<(), Error> {
+        self.ticker.slow(session, doublings)
     }
 
     /// When the clock ran on every CPU.
@@ -60,13 +75,18 @@ impl Cpu {
         self.samples.take(bytes, targets);
     }
 
-    /// Stops the clock, and gives the time that it ran.
+    /// Stops the clock, if it still runs, and gives the time that it ran.
     ///
     /// # Errors
     /// When the bytecode does not hold the program.
     pub fn detach(&mut self, session: &mut Attached) -> Result<Duration, Error> {
-        self.skipped = cpu::detach(session)?;
-        Ok(self.begin.elapsed())
+        if let Some(ran) = self.ran {
+            return Ok(ran);
+        }
+        self.skipped = self.ticker.detach(session)?;
+        let ran = self.begin.elapsed();
+        self.ran = Some(ran);
+        Ok(ran)
     }
 
     /// The samples with their names, the account of the ticks and the cost. `facts` are those of
@@ -83,14 +103,14 @@ impl Cpu {
     /// whose notes stay.
     pub fn describe(&self, profile: &mut Profile, session: &Attached, facts: Facts) {
         profile.facts = Facts {
-            event: self.clock.name().to_owned(),
+            event: self.clock().name().to_owned(),
             frequency: self.frequency,
             ..facts
         };
         let noted = std::mem::take(&mut profile.accounting.notes);
         profile.accounting = self.accounting(session, &profile.facts);
         profile.accounting.notes.extend(noted);
-        profile.cost = cost(session, &profile.accounting);
+        profile.cost = cost(session);
     }
 
     /// Where every tick went. Samples that reached us but could not be read are a loss like any
@@ -98,12 +118,13 @@ impl Cpu {
     fn accounting(&self, session: &Attached, facts: &Facts) -> Accounting {
         let counters = session.counters();
         let undecoded = self.samples.undecoded;
+        let ran = self.ran.unwrap_or_else(|| self.begin.elapsed());
         let mut accounting = Accounting {
             ticks: counters.get(Counter::Ticks),
             idle: counters.get(Counter::Idle),
             other: counters.get(Counter::Other),
             emitted: counters.get(Counter::Emitted) - undecoded.min(counters.get(Counter::Emitted)),
-            expected_ticks: (facts.duration_seconds * facts.frequency as f64).round() as u64
+            expected_ticks: (ran.as_secs_f64() * facts.frequency as f64).round() as u64
                 * u64::from(facts.cpus),
             recursion_misses: self.skipped,
             frame_pointer_frames: counters.get(Counter::FramePointerFallback),
@@ -148,11 +169,11 @@ pub fn facts(session: &Attached, started: u64, duration: Duration, ended: &str) 
 }
 
 /// What the agent has taken so far.
-fn cost(session: &Attached, accounting: &Accounting) -> Cost {
+fn cost(session: &Attached) -> Cost {
     let (cpu_seconds, peak_rss_bytes) = process::own_usage();
     let counters = session.counters();
-    let per_sample =
-        |total: u64| (accounting.emitted > 0).then(|| total as f64 / accounting.emitted as f64);
+    let samples = counters.get(Counter::Samples);
+    let per_sample = |total: u64| (samples > 0).then(|| total as f64 / samples as f64);
     Cost {
         cpu_seconds,
         peak_rss_bytes,

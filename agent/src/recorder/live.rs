@@ -8,8 +8,9 @@ use agent_ebpf::Counter;
 use super::cpu::{Cpu, facts};
 use super::syscalls::Syscalls;
 use super::tcp::{Listing, Tcp};
-use super::{Options, hand_out, losses, meta};
+use super::{Options, Watch, act, hand_out, losses, meta};
 use crate::capture::{self, Capture, Meta};
+use crate::guard::Step;
 use crate::naming::live::LiveNames;
 use crate::output::live::{Totals as Sums, View};
 use crate::output::metrics::{self, Metrics};
@@ -30,6 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A run under way, or one whose targets have ended.
 pub struct Live {
+    guard: Watch,
     cpu: Cpu,
     tcp: Tcp,
     syscalls: Syscalls,
@@ -69,11 +71,14 @@ impl Live {
         let mut tcp = Tcp::attach_endless(session, first)?;
         let mut syscalls = Syscalls::attach(session, &options.syscalls)?;
         session.tables_ready().await;
-        let cpu = Cpu::attach(session, options.frequency)?;
+        let cycles = options.may_count_cycles(session.kernel());
+        let cpu = Cpu::attach(session, options.frequency, cycles)?;
+        let guard = options.watch(session)?;
         syscalls.begin_at(process::monotonic_ns());
         tcp.begin_at(cpu.begin());
         Ok(Self {
             second: cpu.begin(),
+            guard,
             cpu,
             tcp,
             syscalls,
@@ -102,6 +107,21 @@ impl Live {
             cpu, tcp, syscalls, ..
         } = self;
         hand_out(bytes, targets, cpu, tcp, syscalls);
+    }
+
+    /// As [`super::Recorder::watch`].
+    ///
+    /// # Errors
+    /// When a probe could not be taken away.
+    pub fn watch(&mut self, session: &mut Attached) -> Result<Option<Step>, Error> {
+        let Some(decision) = self.guard.tick(session) else {
+            return Ok(None);
+        };
+        let Self {
+            cpu, tcp, syscalls, ..
+        } = self;
+        act(decision, session, cpu, tcp, syscalls)?;
+        Ok(self.guard.last_step())
     }
 
     /// Ends the second if it is over; to be called several times in each.
@@ -141,7 +161,8 @@ impl Live {
     /// # Errors
     /// When the kernel's iterator cannot be run.
     pub async fn end(&mut self, session: &mut Attached, why: &'static str) -> Result<(), Error> {
-        let length = self.cpu.detach(session)?;
+        self.cpu.detach(session)?;
+        let length = self.cpu.begin().elapsed();
         self.syscalls.detach(session)?;
         self.tcp.detach(session)?;
         session
@@ -162,7 +183,10 @@ impl Live {
 
     fn facts(&self, session: &Attached) -> Facts {
         let ended = self.ended.map_or("running", |(why, _)| why);
-        facts(session, self.started, self.elapsed(), ended)
+        Facts {
+            guard: self.guard.report().cloned(),
+            ..facts(session, self.started, self.elapsed(), ended)
+        }
     }
 
     /// Failing calls since the start, at most a second old.

@@ -42,11 +42,19 @@ impl Syscalls {
         self.failures.take(bytes, targets);
     }
 
-    /// Stops counting.
+    /// Whether the counting was stopped.
+    pub fn has_ended(&self) -> bool {
+        self.failures.has_ended()
+    }
+
+    /// Stops counting, if that was not done.
     ///
     /// # Errors
     /// When the bytecode does not hold the programs.
     pub fn detach(&mut self, session: &mut Attached) -> Result<(), Error> {
+        if self.has_ended() {
+            return Ok(());
+        }
         syscalls::detach(session, &mut self.failures)
     }
 

@@ -123,7 +123,9 @@ impl Tcp {
     /// The interval is over, and nobody wants its document: after a look and a drained ring buffer.
     pub fn pass_interval(&mut self, session: &Attached) {
         self.connections.take_waiting();
-        self.skipped = self.skipped.max(probe::skipped(session));
+        if self.ended.is_none() {
+            self.skipped = probe::skipped(session);
+        }
         self.shown = self.elapsed();
         self.connections.end_interval();
     }
@@ -152,11 +154,19 @@ impl Tcp {
         self.probe.last_look(session, &mut self.connections)
     }
 
-    /// Takes the hooks away. Afterwards the ring buffer is to be drained.
+    /// Whether the hooks were taken away.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Takes the hooks away, if that was not done. Afterwards the ring buffer is to be drained.
     ///
     /// # Errors
     /// When the bytecode does not hold a program.
     pub fn detach(&mut self, session: &mut Attached) -> Result<(), Error> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
         self.connections.end(process::monotonic_ns());
         self.ended = Some(self.begin.elapsed());
         self.skipped = probe::skipped(session);
@@ -200,6 +210,7 @@ impl Tcp {
             sums: self.connections.sums(span),
             failed_connects: self.connections.failed(),
             losses: self.losses(session),
+            guard: None,
         }
     }
 

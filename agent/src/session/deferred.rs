@@ -27,6 +27,8 @@ pub struct Deferred {
     /// The process.
     pub tgid: u32,
     tid: u32,
+    /// First word of the record.
+    first: u32,
     finished: u32,
     hash: u64,
     thread: [u8; 16],
@@ -51,7 +53,8 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 impl Deferred {
     /// Reads a record of the kind [`record::DEFERRED`]; `None` for anything else.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        if u32_at(bytes, 0)? != record::DEFERRED {
+        let first = u32_at(bytes, 0)?;
+        if record::kind(first) != record::DEFERRED {
             return None;
         }
         let counts = size_of::<SampleRecord>() + 4;
@@ -80,6 +83,7 @@ impl Deferred {
         Some(Self {
             tgid: u32_at(bytes, 4)?,
             tid: u32_at(bytes, 8)?,
+            first,
             finished: u32_at(bytes, 12)?,
             hash: u64_at(bytes, 16)?,
             thread: bytes.get(24..size_of::<SampleRecord>())?.try_into().ok()?,
@@ -174,7 +178,7 @@ impl Deferred {
             size_of::<StackRecord>() + 8 * (self.kernel.len() + self.user.len()),
         );
         let (kind, hash) = match self.finished {
-            0 => (record::STACK, self.hash()),
+            0 => (record::of_kind(self.first, record::STACK), self.hash()),
             kind => (kind, self.hash),
         };
         for word in [kind, self.tgid, self.tid, 0] {
@@ -312,6 +316,7 @@ mod tests {
 
     fn sample(stack: &[u64]) -> Deferred {
         Deferred {
+            first: record::sample(record::DEFERRED, 3),
             finished: 0,
             hash: 0,
             thread: [0; 16],
@@ -362,7 +367,11 @@ mod tests {
         assert_eq!(sample.end, End::Root);
         let record = sample.record();
         assert_eq!(record.len(), size_of::<StackRecord>() + 8);
-        assert_eq!(u32_at(&record, 0), Some(record::STACK));
+        let first = u32_at(&record, 0).unwrap();
+        assert_eq!(
+            (record::kind(first), record::weight(first)),
+            (record::STACK, 8)
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 
 /// The process that a record is about, where such a record names it.
 pub(super) fn owner(bytes: &[u8]) -> Option<u32> {
-    match word(bytes, 0)? {
+    match record::kind(word(bytes, 0)?) {
         record::STACK
         | record::SAMPLE
         | record::DEFERRED

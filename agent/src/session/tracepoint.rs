@@ -6,8 +6,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use perf_event_open_sys::bindings::{PERF_FLAG_FD_CLOEXEC, PERF_TYPE_TRACEPOINT, perf_event_attr};
-use perf_event_open_sys::ioctls;
+use perf_event_open_sys::bindings::PERF_TYPE_TRACEPOINT;
+
+use super::event::{Event, Sampling};
 
 /// linux/mount.h.
 const FSOPEN_CLOEXEC: u32 = 1;
@@ -17,7 +18,7 @@ const FSMOUNT_CLOEXEC: u32 = 1;
 /// A program runs at a tracepoint, on all CPUs, until this is dropped.
 #[derive(Debug)]
 pub struct Tracepoint {
-    _event: OwnedFd,
+    _event: Event,
 }
 
 impl Tracepoint {
@@ -27,39 +28,11 @@ impl Tracepoint {
     /// # Errors
     /// When the kernel has no tracefs or no such tracepoint, or refuses.
     pub fn attach(event: &CStr, program: &impl AsRawFd, cpu: u32) -> io::Result<Self> {
-        let event = open(id(event)?, cpu)?;
-        // SAFETY: an ioctl on our own perf event, with a descriptor that is open.
-        if unsafe { ioctls::SET_BPF(event.as_raw_fd(), program.as_raw_fd() as u32) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: as above; the argument is a flag.
-        if unsafe { ioctls::ENABLE(event.as_raw_fd(), 0) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let event = Event::open(PERF_TYPE_TRACEPOINT, id(event)?, Sampling::Period(1), cpu)?;
+        event.run(program)?;
+        event.start()?;
         Ok(Self { _event: event })
     }
-}
-
-fn open(id: u64, cpu: u32) -> io::Result<OwnedFd> {
-    let mut attr = perf_event_attr {
-        type_: PERF_TYPE_TRACEPOINT,
-        size: size_of::<perf_event_attr>() as u32,
-        config: id,
-        ..perf_event_attr::default()
-    };
-    attr.__bindgen_anon_1.sample_period = 1;
-    attr.set_disabled(1);
-    // SAFETY: the attribute is a whole, initialised structure.
-    let fd = unsafe {
-        perf_event_open_sys::perf_event_open(
-            &raw mut attr,
-            -1,
-            cpu as i32,
-            -1,
-            u64::from(PERF_FLAG_FD_CLOEXEC),
-        )
-    };
-    owned(fd.into())
 }
 
 /// The number that perf knows a tracepoint by.

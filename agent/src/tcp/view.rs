@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::endless::{self, Buckets, Endless, Total};
 use super::histogram::{Quantiles, micros};
 use super::{Connections, Entry, Folded, Role, Times, local_of, remote_key, remote_of};
+use crate::guard;
 use crate::profile::Container;
 
 /// Names of the TCP states (net/tcp_states.h), by their number.
@@ -192,6 +193,9 @@ pub struct Document {
     pub failed_connects: Vec<Failed>,
     /// What was lost since the attach, by cause; all causes.
     pub losses: BTreeMap<Cow<'static, str>, u64>,
+    /// What the overhead guard saw and did, in the last document of a run with a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<guard::Report>,
 }
 
 /// Sums since the attach over all connections to one remote.

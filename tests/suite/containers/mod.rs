@@ -175,6 +175,13 @@ fn who_cannot_see_is_told_what_helps() {
         let debugger = Debugger::beside(&container, Shared::Pod).without(&capability);
         refused(debugger, "1", &[&capability, &format!("--cap-add {name}")]);
     }
+    // As the default profiles of runtimes do that do not know these capabilities.
+    let debugger = Debugger::beside(&container, Shared::Pod).denying(&["bpf", "perf_event_open"]);
+    refused(
+        debugger,
+        "1",
+        &["seccomp", "--security-opt seccomp=unconfined"],
+    );
 }
 
 /// Kubernetes' own programs are not needed to see that these files have the form they must have.

@@ -211,6 +211,15 @@ impl Debugger {
         self
     }
 
+    /// With a seccomp filter that answers EPERM to these system calls.
+    pub(super) fn denying(mut self, syscalls: &[&str]) -> Debugger {
+        let rule =
+            json!({ "names": syscalls, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM });
+        self.config["linux"]["seccomp"] =
+            json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+        self
+    }
+
     /// Runs `agent ARGUMENTS` to its end.
     pub(super) fn run(mut self, arguments: &[&str]) -> Output {
         let words: Vec<&str> = ["/agent"].iter().chain(arguments).copied().collect();

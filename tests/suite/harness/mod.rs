@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use agent::{Agent, Finished, Running};
 pub(crate) use browser::Browser;
-pub(crate) use profile::{Frame, Profile, Stack};
+pub(crate) use profile::{Frame, Guard, Profile, Stack};
 pub(crate) use target::{Target, copy_executable};
 
 /// Seconds a target is given to live: it outlasts every test, but not a forgotten machine.

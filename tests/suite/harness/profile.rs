@@ -31,6 +31,32 @@ pub(crate) struct Facts {
     pub(crate) duration_seconds: f64,
     pub(crate) targets: Vec<TargetFacts>,
     pub(crate) ended: String,
+    /// Of the overhead guard; none without a limit.
+    pub(crate) guard: Option<Guard>,
+}
+
+/// What the overhead guard saw and did.
+#[derive(Deserialize)]
+pub(crate) struct Guard {
+    pub(crate) limit: f64,
+    pub(crate) worst: Worst,
+    pub(crate) steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Worst {
+    pub(crate) target: f64,
+    pub(crate) machine: f64,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Step {
+    pub(crate) at_s: f64,
+    pub(crate) probe: String,
+    pub(crate) hz: Option<f64>,
+    pub(crate) cause: String,
+    pub(crate) share: f64,
+    pub(crate) limit: f64,
 }
 
 #[derive(Deserialize)]

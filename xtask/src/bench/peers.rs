@@ -74,7 +74,18 @@ pub(crate) fn bee(pid: u32, hertz: u32, output: &Path) -> Tool {
 
 /// Another subcommand of the agent on one process until Ctrl-C, if this agent has it.
 pub(crate) fn subcommand(bench: &Bench, name: &str, pid: u32) -> Tool {
-    let words = [&bench.agent, name, "--pid", &pid.to_string(), "-d", "10m"];
+    let pid = pid.to_string();
+    let guard = ["--max-overhead", "off"];
+    let words = [
+        &bench.agent,
+        name,
+        "--pid",
+        &pid,
+        "-d",
+        "10m",
+        guard[0],
+        guard[1],
+    ];
     Tool::new(&format!("agent {name}"), &words).unless(
         !has(bench, name),
         &format!("this agent has no subcommand `{name}`"),

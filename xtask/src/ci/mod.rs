@@ -60,11 +60,12 @@ static RULES: [Rule; 5] = [
         within: &[
             "agent/src/unwind",
             "agent/src/profile",
+            "agent/src/guard",
             "agent-ebpf/src/unwind",
         ],
         except: &[],
         broken: does_io,
-        message: "`unwind` and `profile` do no I/O",
+        message: "`unwind`, `profile` and `guard` do no I/O",
     },
     Rule {
         within: &["agent/src/output"],

@@ -158,7 +158,7 @@ async function look() {
     if (!current()) return;
     showAll(data);
     if (data.ended) status('ended', 'the target has ended: this is its last window');
-    else status('live', 'live');
+    else status('live', data.guard.at(-1) ?? 'live');
   } catch (error) {
     if (!current()) return;
     status('lost', `connection to the agent lost: ${error.message.trim()}`);

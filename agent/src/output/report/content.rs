@@ -46,6 +46,7 @@ fn subtitle(report: &Report<'_>) -> Line {
     let ended = match meta.ended.as_str() {
         "target_exited" => ", until the target exited",
         "interrupted" => ", until it was interrupted",
+        "overhead" => ", until the overhead guard ended it",
         _ => "",
     };
     let processes = match meta.target.processes {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::document::{Line, Remark};
 use super::words;
+use crate::output::guard;
 use crate::output::summary as functions;
 use crate::output::table::Tone;
 use crate::output::text;
@@ -344,7 +345,13 @@ fn trust(report: &Report<'_>) -> Remark {
     if let Some(stacks) = stacks {
         line = line.say(format!("; {stacks}"));
     }
-    let doubtful = !lost.is_empty() || complete.is_some_and(|percent| percent < COMPLETE);
+    let guarded = guard::lines(report.capture.meta.guard.as_ref());
+    for step in &guarded {
+        line = line.say(format!("; {step}"));
+    }
+    let doubtful = !guarded.is_empty()
+        || !lost.is_empty()
+        || complete.is_some_and(|percent| percent < COMPLETE);
     let tone = if doubtful { Tone::Warn } else { Tone::Ok };
     remark("Trust", tone, line.say("."))
 }
