@@ -10,10 +10,17 @@ use agent::cli::launch::LaunchError;
 use agent::cli::spec::SpecError;
 use agent::cli::{Exit, diff, generate, profile, record, report, serve, syscalls, tcp};
 use agent::output::escape;
+use agent::parser;
 use agent::preflight;
 use clap::Parser;
 
+#[global_allocator]
+static ALLOCATOR: parser::Allocator = parser::Allocator;
+
 fn main() -> ExitCode {
+    if let Some(code) = parser::run_if_asked() {
+        return code;
+    }
     let args = Args::parse();
     agent::process::raise_open_files();
     match run(args) {

@@ -3,6 +3,7 @@
 
 pub mod container;
 pub mod descriptor;
+pub mod helper;
 pub mod library;
 mod own;
 pub mod priority;

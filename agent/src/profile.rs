@@ -88,6 +88,8 @@ pub enum Unnamed {
     KernelHidden,
     /// Its file asks for more time or memory than naming may take, or the user gave up.
     GaveUp,
+    /// The process that read its file died of it, or gave an answer that makes no sense.
+    ParserDied,
 }
 
 /// One distinct call path of one thread's name.

@@ -4,6 +4,8 @@ use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
+use super::helper;
+
 /// The limit of open files that this process was started with.
 static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
 
@@ -32,26 +34,33 @@ pub fn restore_open_files() {
     }
 }
 
-/// What the agent's own process has taken so far: CPU seconds, and peak resident bytes.
+/// What the agent has taken so far, its helper processes included: CPU seconds, and peak resident
+/// bytes: its own peak and theirs, which need not have been at the same moment.
 pub fn own_usage() -> (f64, u64) {
+    let (helpers_seconds, helpers_peak) = helper::usage();
     // SAFETY: all-zero is a valid value of this plain structure.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the structure is ours.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     (
-        seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        usage.ru_maxrss as u64 * 1024,
+        seconds(usage.ru_utime) + seconds(usage.ru_stime) + helpers_seconds,
+        usage.ru_maxrss as u64 * 1024 + helpers_peak,
     )
 }
 
-/// Resident bytes of the agent's own process now (`/proc/self/statm`).
+/// Resident bytes of the agent and its helper processes now.
 pub fn own_resident_bytes() -> u64 {
-    let pages = fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    resident_bytes("/proc/self/statm").unwrap_or(0) + helper::resident_bytes()
+}
+
+/// Resident bytes as a `statm` file (proc_pid_statm(5)) tells them.
+pub(super) fn resident_bytes(statm: &str) -> Option<u64> {
+    let text = fs::read_to_string(statm).ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
     // SAFETY: the call has no preconditions.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    pages.unwrap_or(0) * u64::try_from(page).unwrap_or(4096)
+    Some(pages * u64::try_from(page).unwrap_or(4096))
 }
 
 /// Sum of one field over the descriptors of BPF objects that this process holds open

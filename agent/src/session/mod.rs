@@ -27,6 +27,7 @@ use aya::{Ebpf, EbpfLoader};
 use crate::preflight::Kernel;
 use crate::process::{self, Process};
 use deferred::Deferred;
+use modules::Builders;
 use records::{Counters, owner, process_record};
 use sideband::{Event, Sideband};
 use tables::Tables;
@@ -157,7 +158,8 @@ struct Waiting {
 pub struct Loaded {
     ebpf: Ebpf,
     kernel: Kernel,
-    stacks: bool,
+    /// Those of unwind tables, where stacks are taken.
+    builders: Option<Builders>,
 }
 
 impl Loaded {
@@ -190,13 +192,15 @@ impl Loaded {
         for map in needs.unused_maps.iter().copied().flatten() {
             loader.map_max_entries(map, 1);
         }
+        // They begin while the kernel takes the bytecode.
+        let builders = needs.stacks.then(Builders::start);
         let ebpf = loader
             .load(BYTECODE)
             .map_err(|error| Error::Load(Box::new(error)))?;
         Ok(Self {
             ebpf,
             kernel,
-            stacks: needs.stacks,
+            builders,
         })
     }
 
@@ -220,7 +224,11 @@ impl Loaded {
         for (program, hook) in LIFE {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
-        let cpus: &[u32] = if self.stacks { &self.kernel.cpus } else { &[] };
+        let cpus: &[u32] = if self.builders.is_some() {
+            &self.kernel.cpus
+        } else {
+            &[]
+        };
         let sideband = Sideband::open(cpus).map_err(|source| Error::Io {
             what: "cannot open the perf side band",
             source,
@@ -232,7 +240,7 @@ impl Loaded {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
             watch: Watch::new()?,
-            targets: Targets::new(scope, Tables::new(tables), follow.children, self.stacks),
+            targets: Targets::new(scope, Tables::new(tables), follow.children, self.builders),
             sideband,
             ebpf: self.ebpf,
             kernel: self.kernel,
@@ -531,6 +539,7 @@ impl Attached {
                 Err(_) => break,
             }
         }
+        self.targets.give_up_pending();
         self.finish_walks(0, sink);
     }
 

@@ -13,7 +13,7 @@ use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
 use aya::maps::{HashMap as BpfMap, MapData};
 
 use super::deferred::Code;
-use super::modules::{Built, Module, Modules, Origin};
+use super::modules::{Builders, Built, Module, Modules, Origin};
 use super::tables::{self, Tables};
 use crate::process::{self, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
@@ -98,7 +98,9 @@ impl Code for ProcessCode<'_> {
         let maps = self.maps;
         let after = maps.partition_point(|(map, _)| map.start <= address);
         let (map, module) = maps.get(after.checked_sub(1)?)?;
-        (address < map.end).then(|| self.targets.entry(map, *module))
+        self.targets
+            .entry(map, *module)
+            .filter(|_| address < map.end)
     }
 
     fn block(&self, table: u32, index: u32) -> Option<Block> {
@@ -124,18 +126,19 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// No process yet. `follow`: what they fork is in scope too; `mappings`: what they map is
+    /// No process yet. `follow`: what they fork is in scope too. With `builders` what they map is
     /// followed, for the unwinding of their stacks.
     pub fn new(
         scope: BpfMap<MapData, u32, [u32; 2]>,
         tables: Tables,
         follow: bool,
-        mappings: bool,
+        builders: Option<Builders>,
     ) -> Self {
+        let mappings = builders.is_some();
         Self {
             scope,
             tables,
-            modules: Modules::new(),
+            modules: Modules::new(builders),
             list: Vec::new(),
             by_tgid: HashMap::new(),
             by_pid: HashMap::new(),
@@ -360,7 +363,9 @@ impl Targets {
         let tracked = &self.list[index];
         let mut entries: Vec<Mapping> = Vec::with_capacity(tracked.maps.len());
         for (map, module) in tracked.maps.iter() {
-            let entry = self.entry(map, *module);
+            let Some(entry) = self.entry(map, *module) else {
+                continue;
+            };
             match entries.last_mut() {
                 // JIT code comes in many pieces that lie side by side.
                 Some(last) if no_table(last) && no_table(&entry) && last.end == entry.start => {
@@ -382,17 +387,24 @@ impl Targets {
         Ok(())
     }
 
-    /// A mapping as the kernel programs know it.
-    fn entry(&self, map: &Map, module: Option<usize>) -> Mapping {
-        let placement = module.and_then(|module| self.modules.placement(module, map));
-        let (module, bias) = placement.unwrap_or((Layout::default(), 0));
-        Mapping {
+    /// A mapping as the kernel programs know it; `None` as long as nothing is known of its file.
+    fn entry(&self, map: &Map, module: Option<usize>) -> Option<Mapping> {
+        let (module, bias) = match module {
+            Some(module) => self.modules.placement(module, map)?,
+            None => (Layout::default(), 0),
+        };
+        Some(Mapping {
             start: map.start,
             end: map.end,
             bias,
             module,
             ..Mapping::default()
-        }
+        })
+    }
+
+    /// Waits no longer for the tables that are still being built.
+    pub fn give_up_pending(&mut self) {
+        self.modules.give_up_pending();
     }
 
     /// The thread-group id, in the initial namespace, of the process that the agent sees as `pid`.

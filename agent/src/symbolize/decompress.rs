@@ -49,6 +49,11 @@ impl Memory {
         }
     }
 
+    /// Leaves so many bytes for all that is unpacked from now on.
+    pub(super) fn limit(&self, bytes: u64) {
+        self.left.store(bytes, Ordering::Relaxed);
+    }
+
     fn reserve(&'static self, bytes: u64) -> Result<Reservation, Failure> {
         let take = |left: u64| left.checked_sub(bytes);
         self.left
