@@ -48,3 +48,7 @@ unsafe impl GlobalAlloc for Allocator {
         checked(unsafe { System.realloc(memory, layout, size) })
     }
 }
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;

@@ -317,7 +317,9 @@ impl Parser {
 
     /// The child, started if there is none.
     fn child(&mut self) -> Result<&Helper, Failure> {
-        let child = match self.child.take() {
+        // One that was killed while it had nothing to do is no fault of the next file.
+        let living = self.child.take().and_then(Helper::if_living);
+        let child = match living {
             Some(child) => child,
             None => start(self.memory)?,
         };

@@ -108,9 +108,9 @@ impl Helper {
         cpu_time(self.pid)
     }
 
-    /// Ends it, if it has not ended yet, and says how it did.
-    pub fn end(mut self) -> Ended {
-        self.kill_and_reap()
+    /// Itself, if it has not ended.
+    pub fn if_living(mut self) -> Option<Self> {
+        self.reap(libc::WNOHANG).is_none().then_some(self)
     }
 
     /// Says how it ended, if it does so within a moment; ends it otherwise.
@@ -122,6 +122,18 @@ impl Helper {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.kill_and_reap()
+    }
+
+    /// Lets go of the life line.
+    #[cfg(test)]
+    pub(crate) fn let_go(&mut self) {
+        self.life_line = None;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn signal(&self, number: libc::c_int) {
+        // SAFETY: sends a signal to our own child, which has not been reaped.
+        unsafe { libc::kill(self.pid, number) };
     }
 
     fn kill_and_reap(&mut self) -> Ended {
@@ -248,12 +260,15 @@ mod tests {
         assert_eq!(ended, Ended::Code(7));
         assert!(usage().0 > before);
         drop(helper);
-        assert_eq!(shell("sleep 100").end(), Ended::Signal(libc::SIGKILL));
+        assert_eq!(
+            shell("exec sleep 100").ended(),
+            Ended::Signal(libc::SIGKILL)
+        );
     }
 
     #[test]
     fn a_helper_that_lives_has_memory_and_ends_with_its_owner() {
-        let helper = shell("sleep 100");
+        let helper = shell("exec sleep 100");
         let pid = helper.pid;
         assert!(usage().1 > 0 && resident_bytes() > 0);
         assert!(helper.cpu_time().is_some());
