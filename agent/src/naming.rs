@@ -18,7 +18,7 @@ use crate::session::target::{Targets, Tracked};
 use crate::symbolize::debug_files::DebugRoots;
 use crate::symbolize::{self, Budget};
 
-/// Threads that name modules.
+/// Threads that name modules at the end of a run, each with a parser.
 const WORKERS: usize = 2;
 
 /// Where an address belongs.
@@ -120,7 +120,7 @@ fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Target
         .map(|(&place, set)| Work::of(place, set.iter().copied().collect(), targets))
         .collect();
     let mut names = Names::new();
-    for named in name_all(work) {
+    for named in name_all(work, WORKERS) {
         named.intern(profile, &mut names);
     }
     names
@@ -254,14 +254,14 @@ impl Named {
     }
 }
 
-/// Does the work, side by side, within the time of one [`Budget`]; the results are in the order of
+/// Does the work with so many threads, side by side, within the time of one [`Budget`]; the results are in the order of
 /// their places.
-fn name_all(work: Vec<Work>) -> Vec<Named> {
+fn name_all(work: Vec<Work>, workers: usize) -> Vec<Named> {
     let budget = Budget::start();
     let queue = Mutex::new(work.into_iter());
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
+        for _ in 0..workers {
             scope.spawn(|| {
                 let mut parser = Parser::of_names();
                 // A lock is poisoned only if a worker panicked: its part stays unnamed.

@@ -47,8 +47,9 @@ fn idle_parsers(agent: &Running) -> Vec<u32> {
     let mut found = Vec::new();
     let confined = |pid: &u32| field(*pid, "Seccomp").is_some_and(|mode| mode == "2");
     let begun = eventually(patience(20.0), || {
-        found = parsers_of(agent.pid());
-        found.len() == 2 && found.iter().all(confined)
+        let before = std::mem::replace(&mut found, parsers_of(agent.pid()));
+        std::thread::sleep(patience(0.2));
+        found.len() == 2 && found == before && found.iter().all(confined)
     });
     assert!(begun, "no two confined parsers: {found:?}");
     found
@@ -104,7 +105,7 @@ fn parsers_may_do_nothing_and_hold_nothing() {
             ("Max file size", 0),
             ("Max processes", 0),
             ("Max open files", 16),
-            ("Max address space", 80 << 20),
+            ("Max address space", 56 << 20),
         ] {
             let line = limits.lines().find(|line| line.starts_with(limit)).unwrap();
             let mut values = line[26..].split_whitespace();
@@ -296,4 +297,59 @@ fn an_agent_that_is_not_root_has_parsers_without_privileges_too() {
     let finished = running.wait();
     assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
     finished.profile().assert_complete(ENOUGH);
+}
+
+/// Runs a program with a system call that fails with EPERM, as in a container that forbids it: its
+/// number is the first argument (x86-64).
+const FORBIDDING: &str = r#"
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+rules = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(code)))
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+os.execvp(sys.argv[2], sys.argv[2:])
+"#;
+
+/// A run in which a system call is forbidden, with what it warned of.
+fn run_without(call: libc::c_long) -> String {
+    let target = Target::spawn("threads", &[]);
+    let call = call.to_string();
+    let wrapper = ["python3", "-c", FORBIDDING, &call];
+    let pid = target.pid().to_string();
+    let finished = Agent::under(&wrapper, &agent_binary())
+        .args(["--pid", &pid, "--duration", "3s", "-o", "profile.json"])
+        .args(["--frequency", &FREQUENCY.to_string()])
+        .run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let profile = finished.profile();
+    profile.assert_complete(ENOUGH);
+    profile.assert_names(&["thread_work"]);
+    let notes = profile.accounting.notes.into_keys();
+    notes.collect::<Vec<_>>().join("\n") + &finished.stderr()
+}
+
+#[test]
+fn what_the_parser_lacks_is_said() {
+    if host_only("python3") {
+        return;
+    }
+    let _alone = alone();
+    let said = run_without(libc::SYS_seccomp);
+    let warning = "not fully confined: its system calls are not restricted";
+    assert_eq!(said.matches(warning).count(), 3, "{said}");
+    assert!(said.contains(&format!("agent: warning: the parser of files is {warning}")));
+}
+
+#[test]
+fn where_no_parser_can_be_had_files_are_parsed_with_a_warning() {
+    if host_only("python3") {
+        return;
+    }
+    let _alone = alone();
+    let said = run_without(libc::SYS_pipe2);
+    assert!(
+        said.contains("agent: warning: files are parsed in the agent itself"),
+        "{said}"
+    );
 }

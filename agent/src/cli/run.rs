@@ -10,6 +10,7 @@ use super::launch::{Held, LaunchError, Running, shell_code};
 use super::signals::Signals;
 use super::spec::{Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
+use crate::parser;
 use crate::process::Process;
 use crate::session::target::Targets;
 use crate::session::{self, Attached};
@@ -190,6 +191,9 @@ pub async fn watch(
     record: &mut impl FnMut(&[u8], &Targets),
     mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<()>,
 ) -> Ended {
+    for warning in parser::warnings() {
+        let _ = writeln!(io::stderr(), "agent: warning: {warning}");
+    }
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
     loop {

@@ -11,19 +11,22 @@
 //! can lie about the files that it is given, and that is all it can do.
 
 mod allocator;
+mod answers;
 mod channel;
 mod child;
 mod notes;
 mod sandbox;
+mod start;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::CStr;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::elf::{self, Segment};
@@ -38,29 +41,29 @@ pub use child::run_if_asked;
 pub use notes::warnings;
 
 use channel::{Channel, Lost, Patience};
-use wire::{Function, Kind, NamesRequest, Reader, Writer};
+use wire::{Kind, NamesRequest, Writer};
 
 /// First argument of the child: no command of the agent.
 const MARK: &str = "parser-process";
 /// How the child is called (comm(5): 15 bytes).
 const NAME: &CStr = c"agent-parser";
-/// Address space of a child that builds tables, in bytes. Chromium's takes 37 MB in all.
-const TABLE_MEMORY: u64 = 64 << 20;
+/// Address space of a child that builds tables, in bytes: 12 MB of it are the program's own.
+/// Chromium's table takes 50 MB in all.
+const TABLE_MEMORY: u64 = 56 << 20;
+/// Address space of a child that builds a table for which that is not enough, in bytes.
+const LARGE_TABLE_MEMORY: u64 = 160 << 20;
 /// Address space of a child that looks names up, in bytes.
-const NAMES_MEMORY: u64 = 80 << 20;
+const NAMES_MEMORY: u64 = 104 << 20;
+/// Held for reading while names are looked up, for writing while a large table is built: two children
+/// that look up names, or one and two tables, or one large table and another, are what there is
+/// room for in 256 MB.
+static ROOM: RwLock<()> = RwLock::new(());
 /// CPU time that a table may take: hundreds of times what the largest programs' do.
 const TABLE_CPU: Duration = Duration::from_secs(5);
 /// Time that a table may take on a machine that is busy with other things.
 const TABLE_TIME: Duration = Duration::from_secs(10);
-/// How long a child may take to begin.
-const START: Duration = Duration::from_secs(5);
 /// How much later than its budget a child may be with its names.
 const GRACE: Duration = Duration::from_secs(1);
-/// Files that a parser may ask for while it names one module.
-const MAX_FINDS: u32 = 16;
-/// Protections that a child can say that it lacks.
-const MAX_LACKS: u32 = 16;
-
 /// Why the parser gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
@@ -123,39 +126,60 @@ pub struct Named {
     pub build_id: Option<Vec<u8>>,
 }
 
-/// One child process at a time, which answers one question at a time. It is started when it is
-/// needed, and anew when it has died.
+/// Has questions about files answered, one at a time, each by a child process of its own, so that no
+/// file can have a hand in what is said of another.
 ///
-/// The child ends with the thread that started it: use a parser from one thread.
+/// The children end with the thread that started them: use a parser from one thread.
 #[derive(Debug)]
 pub struct Parser {
     memory: u64,
-    child: Option<Helper>,
+    /// A child that has been started for the next question, and whether it has been heard of.
+    ready: Option<(Helper, bool)>,
+    /// Whether one is to be ready always.
+    keeps_ready: bool,
 }
 
 /// How long an answer is waited for.
+struct Limit<'a> {
+    time: Duration,
+    /// CPU time of the child.
+    cpu: Duration,
+    stop: &'a dyn Fn() -> bool,
+}
+
+/// A limit for a child.
 struct Deadline<'a> {
     until: Instant,
-    /// A child, and the CPU time that it may have taken by then.
-    cpu: Option<(&'a Helper, Duration)>,
-    budget: Option<&'a Budget>,
+    limit: &'a Limit<'a>,
+    child: &'a Helper,
 }
 
 impl Patience for Deadline<'_> {
     fn goes_on(&self) -> bool {
-        let cpu_left = |(child, most): &(&Helper, Duration)| {
-            child.cpu_time().is_none_or(|taken| taken < *most)
-        };
-        Instant::now() < self.until
-            && self.cpu.as_ref().is_none_or(cpu_left)
-            && !self.budget.is_some_and(Budget::is_given_up)
+        let taken = self.child.cpu_time().unwrap_or_default();
+        Instant::now() < self.until && taken < self.limit.cpu && !(self.limit.stop)()
+    }
+}
+
+impl<'a> Deadline<'a> {
+    fn of(child: &'a Helper, limit: &'a Limit<'a>) -> Self {
+        Self {
+            until: Instant::now() + limit.time,
+            limit,
+            child,
+        }
     }
 }
 
 impl Parser {
-    /// For unwind tables.
+    /// For unwind tables. A child is always ready, for a table that comes soon.
     pub fn of_tables() -> Self {
-        Self::with_memory(TABLE_MEMORY)
+        let mut parser = Self {
+            keeps_ready: true,
+            ..Self::with_memory(TABLE_MEMORY)
+        };
+        parser.prepare();
+        parser
     }
 
     /// For names.
@@ -166,25 +190,33 @@ impl Parser {
     fn with_memory(memory: u64) -> Self {
         Self {
             memory,
-            child: None,
+            ready: None,
+            keeps_ready: false,
         }
     }
 
-    /// Starts the child now, for an answer that comes sooner.
-    pub fn prepare(&mut self) {
-        // What goes wrong is told when it is needed.
-        let _ = self.child();
+    fn prepare(&mut self) {
+        // What goes wrong is told when it is tried again.
+        let begin = || Some((start::begin(self.memory).ok()?, false));
+        self.ready = self.ready.take().or_else(begin);
     }
 
     /// Whether there can be no child, so that the agent has to parse itself.
     fn is_missing(&mut self) -> bool {
-        self.prepare();
+        if notes::is_first() {
+            self.ready = self.child().ok().map(|child| (child, true));
+        }
         notes::parses_here()
     }
 
     /// Reads an ELF file's segments, which it tells as soon as it knows them (none if it is no ELF
-    /// file), and builds its unwind table.
-    pub fn table(&mut self, file: &File, segments: impl FnOnce(Vec<Segment>)) -> Parsed {
+    /// file), and builds its unwind table; gives that up as soon as it is told to `stop`.
+    pub fn table(
+        &mut self,
+        file: &File,
+        stop: &AtomicBool,
+        segments: impl FnOnce(Vec<Segment>),
+    ) -> Parsed {
         if self.is_missing() {
             segments(elf::segments(file).unwrap_or_default());
             let build = AssertUnwindSafe(|| unwind::build(file));
@@ -195,15 +227,13 @@ impl Parser {
             };
         }
         let mut tell = Some(segments);
-        let answered = self.ask(|child| {
-            let deadline = Deadline {
-                until: Instant::now() + TABLE_TIME,
-                cpu: Some((child, child.cpu_time().unwrap_or_default() + TABLE_CPU)),
-                budget: None,
-            };
-            let channel = Channel::of_agent(child.socket(), &deadline);
-            table(&channel, file, &mut tell)
-        });
+        let mut answered = self.try_table(file, stop, &mut tell);
+        if answered.as_ref().is_err_and(|it| *it == Failure::Memory) {
+            // A lock is poisoned only by a panic, and nothing is behind this one.
+            let _alone = ROOM.write().unwrap_or_else(PoisonError::into_inner);
+            let mut large = Self::with_memory(LARGE_TABLE_MEMORY);
+            answered = large.try_table(file, stop, &mut tell);
+        }
         Parsed {
             segments: match (&tell, &answered) {
                 (None, _) => Ok(()),
@@ -212,6 +242,23 @@ impl Parser {
             },
             table: answered.unwrap_or_else(|failure| Err(failure.to_string())),
         }
+    }
+
+    fn try_table(
+        &mut self,
+        file: &File,
+        stop: &AtomicBool,
+        tell: &mut Option<impl FnOnce(Vec<Segment>)>,
+    ) -> Result<Result<Table, String>, Failure> {
+        let limit = Limit {
+            time: TABLE_TIME,
+            cpu: TABLE_CPU,
+            stop: &|| stop.load(Ordering::Relaxed),
+        };
+        let nothing = Writer::default();
+        self.ask(&limit, (Kind::WantTable, &nothing), file, |channel| {
+            answers::table(channel, tell)
+        })
     }
 
     /// Names addresses of a module, as [`symbolize::module`] does. If that costs the parser its
@@ -261,11 +308,12 @@ impl Parser {
             total_ms: millis(left),
             addresses: addresses.to_vec(),
         };
-        self.ask(|child| {
-            let deadline = of_budget(budget, left);
-            let channel = Channel::of_agent(child.socket(), &deadline);
-            channel.send(Kind::WantNames, &written(&request), Some(file.as_fd()))?;
-            names(&channel, name, debug, addresses)
+        let _room = ROOM.read().unwrap_or_else(PoisonError::into_inner);
+        let given_up = || budget.is_given_up();
+        let limit = limit_of_names(&given_up, left);
+        let question = (Kind::WantNames, &written(&request));
+        self.ask(&limit, question, file, |channel| {
+            answers::names(channel, name, debug, addresses)
         })
     }
 
@@ -285,45 +333,62 @@ impl Parser {
             total_ms: millis(left),
             addresses: addresses.to_vec(),
         };
-        let named = self.ask(|child| {
-            let deadline = of_budget(budget, left);
-            let channel = Channel::of_agent(child.socket(), &deadline);
-            channel.send(Kind::WantJitNames, &written(&request), Some(file.as_fd()))?;
-            let mut frames = Vec::new();
-            while !take_names(&channel.receive()?, JIT_MODULE, addresses, &mut frames)? {}
-            Ok(frames)
+        let _room = ROOM.read().unwrap_or_else(PoisonError::into_inner);
+        let given_up = || budget.is_given_up();
+        let limit = limit_of_names(&given_up, left);
+        let question = (Kind::WantJitNames, &written(&request));
+        let named = self.ask(&limit, question, file, |channel| {
+            answers::jit_names(channel, addresses)
         });
         named.unwrap_or_else(|failure| unnamed(addresses, JIT_MODULE, failure.reason()))
     }
 
-    /// Asks the child; one that does not answer as it should is ended.
-    fn ask<T>(&mut self, ask: impl FnOnce(&Helper) -> Result<T, Lost>) -> Result<T, Failure> {
+    /// Asks a child about a file, and ends it.
+    fn ask<T>(
+        &mut self,
+        limit: &Limit<'_>,
+        (kind, content): (Kind, &Writer),
+        file: &File,
+        answer: impl FnOnce(&Channel<'_>) -> Result<T, Lost>,
+    ) -> Result<T, Failure> {
+        if !notes::may_ask(Instant::now()) {
+            return Err(Failure::TooMany);
+        }
         let child = self.child()?;
-        let lost = match ask(child) {
+        let answered = {
+            let deadline = Deadline::of(&child, limit);
+            let channel = Channel::of_agent(child.socket(), &deadline);
+            let asked = channel.send(kind, content, Some(file.as_fd()));
+            if self.keeps_ready {
+                self.prepare();
+            }
+            asked.and_then(|()| answer(&channel))
+        };
+        let lost = match answered {
             Ok(answer) => return Ok(answer),
             Err(lost) => lost,
         };
-        let child = self.child.take();
+        notes::has_died(Instant::now());
         Err(match lost {
             Lost::Time => Failure::Time,
             Lost::Garbled => Failure::Garbled,
-            Lost::Closed => match child.map(Helper::ended) {
-                Some(Ended::Code(allocator::OUT_OF_MEMORY)) => Failure::Memory,
-                Some(Ended::Signal(number)) => Failure::Killed(number),
+            Lost::Closed => match child.ended() {
+                Ended::Code(allocator::OUT_OF_MEMORY) => Failure::Memory,
+                Ended::Signal(number) => Failure::Killed(number),
                 _ => Failure::Ended,
             },
         })
     }
 
-    /// The child, started if there is none.
-    fn child(&mut self) -> Result<&Helper, Failure> {
+    /// The child that is ready, or a new one.
+    fn child(&mut self) -> Result<Helper, Failure> {
         // One that was killed while it had nothing to do is no fault of the next file.
-        let living = self.child.take().and_then(Helper::if_living);
-        let child = match living {
-            Some(child) => child,
-            None => start(self.memory)?,
-        };
-        Ok(self.child.insert(child))
+        let ready = self.ready.take();
+        match ready.and_then(|(child, greeted)| Some((child.if_living()?, greeted))) {
+            Some((child, true)) => Ok(child),
+            Some((child, false)) => start::greeted(child),
+            None => start::greeted(start::begin(self.memory)?),
+        }
     }
 }
 
@@ -331,11 +396,11 @@ fn millis(time: Duration) -> u64 {
     time.as_millis() as u64
 }
 
-fn of_budget(budget: &Budget, left: Duration) -> Deadline<'_> {
-    Deadline {
-        until: Instant::now() + left + GRACE,
-        cpu: None,
-        budget: Some(budget),
+fn limit_of_names(given_up: &dyn Fn() -> bool, left: Duration) -> Limit<'_> {
+    Limit {
+        time: left + GRACE,
+        cpu: Duration::MAX,
+        stop: given_up,
     }
 }
 
@@ -343,188 +408,6 @@ fn written(request: &NamesRequest) -> Writer {
     let mut content = Writer::default();
     content.names_request(request);
     content
-}
-
-/// Starts a child, and hears what protections it lacks.
-fn start(memory: u64) -> Result<Helper, Failure> {
-    if !notes::may_start(Instant::now()) {
-        return Err(Failure::TooMany);
-    }
-    let memory = memory.to_string();
-    let words = [OsStr::new(MARK), OsStr::new(&memory)];
-    let child = match Helper::start(&NAME.to_string_lossy(), &words) {
-        Ok(child) => child,
-        Err(error) => {
-            notes::could_not_start(&error.to_string());
-            return Err(Failure::NotStarted);
-        }
-    };
-    let until = Instant::now() + START;
-    let deadline = Deadline {
-        until,
-        cpu: None,
-        budget: None,
-    };
-    let hello = Channel::of_agent(child.socket(), &deadline).receive();
-    let lacks = hello.map(|message| match message.kind {
-        Kind::Hello => Reader(&message.bytes).texts(MAX_LACKS),
-        _ => None,
-    });
-    match lacks {
-        Ok(Some(lacks)) => {
-            notes::has_started(&lacks);
-            return Ok(child);
-        }
-        // A machine without time for it now will have some later.
-        Err(Lost::Time) => {}
-        _ => notes::could_not_start(&format!("it ended at once: {:?}", child.ended())),
-    }
-    Err(Failure::NotStarted)
-}
-
-/// Takes in the answer about a table.
-fn table(
-    channel: &Channel<'_>,
-    file: &File,
-    tell: &mut Option<impl FnOnce(Vec<Segment>)>,
-) -> Result<Result<Table, String>, Lost> {
-    channel.send(Kind::WantTable, &Writer::default(), Some(file.as_fd()))?;
-    let mut blocks = Vec::new();
-    loop {
-        let message = channel.receive()?;
-        let mut content = Reader(&message.bytes);
-        match message.kind {
-            Kind::Segments => {
-                let segments = content.segments().ok_or(Lost::Garbled)?;
-                tell.take().ok_or(Lost::Garbled)?(segments);
-            }
-            Kind::Blocks => content.blocks(&mut blocks).ok_or(Lost::Garbled)?,
-            Kind::Table => {
-                let (module, report) = content.table(blocks.len()).ok_or(Lost::Garbled)?;
-                return Ok(Ok(Table {
-                    blocks,
-                    module,
-                    report,
-                }));
-            }
-            Kind::Refused => return Ok(Err(content.text().ok_or(Lost::Garbled)?)),
-            _ => return Err(Lost::Garbled),
-        }
-    }
-}
-
-/// Takes in the answer about names.
-fn names(
-    channel: &Channel<'_>,
-    module: &str,
-    debug: &dyn DebugFiles,
-    addresses: &[u64],
-) -> Result<Named, Lost> {
-    let mut named = Named {
-        frames: Vec::with_capacity(addresses.len()),
-        build_id: None,
-    };
-    let mut finds = 0;
-    loop {
-        let message = channel.receive()?;
-        match message.kind {
-            Kind::Find if finds < MAX_FINDS => {
-                finds += 1;
-                find(channel, &message.bytes, debug)?;
-            }
-            Kind::BuildId => {
-                let id = Reader(&message.bytes).bytes(wire::MAX_BUILD_ID);
-                let id = id.ok_or(Lost::Garbled)?;
-                named.build_id = (!id.is_empty()).then(|| id.to_vec());
-            }
-            _ => {
-                if take_names(&message, module, addresses, &mut named.frames)? {
-                    return Ok(named);
-                }
-            }
-        }
-    }
-}
-
-/// Takes in the functions at the next addresses; true once these were all.
-fn take_names(
-    message: &channel::Message,
-    module: &str,
-    addresses: &[u64],
-    frames: &mut Vec<Vec<Frame>>,
-) -> Result<bool, Lost> {
-    if message.kind == Kind::Done && frames.len() == addresses.len() {
-        return Ok(true);
-    }
-    let mut content = Reader(&message.bytes);
-    while message.kind == Kind::Names && !content.is_empty() {
-        let address = addresses.get(frames.len()).ok_or(Lost::Garbled)?;
-        let functions = content.functions().ok_or(Lost::Garbled)?;
-        let physical = functions.len() - 1;
-        let functions = functions.into_iter().enumerate();
-        let frame = |(at, function)| frame(function, module, *address, at != physical);
-        frames.push(functions.map(frame).collect());
-    }
-    match message.kind {
-        Kind::Names => Ok(false),
-        _ => Err(Lost::Garbled),
-    }
-}
-
-fn frame(function: Function, module: &str, address: u64, inlined: bool) -> Frame {
-    let (name, unnamed) = match function.name {
-        Ok(name) => (Some(name), None),
-        Err(reason) => (None, Some(reason)),
-    };
-    Frame {
-        function: name,
-        file: function.file,
-        line: function.line,
-        inlined,
-        function_start: function.start,
-        unnamed,
-        ..Frame::at(Space::User, Some(module.to_owned()), address)
-    }
-}
-
-/// Offers the parser the files that may be the one it wants.
-fn find(channel: &Channel<'_>, bytes: &[u8], debug: &dyn DebugFiles) -> Result<(), Lost> {
-    let wanted = Reader(bytes).wanted().ok_or(Lost::Garbled)?;
-    let mut lost = None;
-    let found = debug.find(&wanted, &mut |file| {
-        if !is_program(file) {
-            return false;
-        }
-        let verdict = offer(channel, file.as_fd());
-        // Nobody is there to judge the others.
-        verdict.unwrap_or_else(|error| {
-            lost = Some(error);
-            true
-        })
-    });
-    match (lost, found) {
-        (Some(lost), _) => Err(lost),
-        (None, Some(_)) => Ok(()),
-        (None, None) => channel.send(Kind::NoCandidate, &Writer::default(), None),
-    }
-}
-
-fn offer(channel: &Channel<'_>, file: BorrowedFd<'_>) -> Result<bool, Lost> {
-    channel.send(Kind::Candidate, &Writer::default(), Some(file))?;
-    let answer = channel.receive()?;
-    match (answer.kind, answer.bytes.as_slice()) {
-        (Kind::Verdict, [verdict @ (0 | 1)]) => Ok(*verdict == 1),
-        _ => Err(Lost::Garbled),
-    }
-}
-
-/// Whether a file can hold debug information: a parser that was taken over must not get to read
-/// others, such as those with passwords, under a name that it makes up. ELF magic; `e_type` is that of
-/// an object, a program or a library, and no memory of a process.
-fn is_program(file: &File) -> bool {
-    let mut head = [0; 18];
-    let read = file.read_exact_at(&mut head, 0);
-    read.is_ok() && head.starts_with(b"\x7fELF") && matches!(elf::half(&head, 16), 1..=3)
 }
 
 fn unnamed(addresses: &[u64], module: &str, reason: Unnamed) -> Vec<Vec<Frame>> {

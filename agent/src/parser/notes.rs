@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Parsers that may be started at once.
+/// Parsers that may die one after the other.
 const BURST: u32 = 128;
 /// After that, one in so long.
 const PAUSE: Duration = Duration::from_millis(500);
 
 static STATE: Mutex<State> = Mutex::new(State {
-    starts: Starts {
+    deaths: Deaths {
         left: BURST,
         since: None,
     },
@@ -20,7 +20,7 @@ static STATE: Mutex<State> = Mutex::new(State {
 });
 
 struct State {
-    starts: Starts,
+    deaths: Deaths,
     began: Began,
     warnings: BTreeSet<String>,
 }
@@ -36,16 +36,16 @@ enum Began {
     Never,
 }
 
-/// Starts that are left: a storm of deaths must not keep the machine busy.
+/// Deaths that are left: a storm of them must not keep the machine busy.
 #[derive(Debug)]
-struct Starts {
+struct Deaths {
     left: u32,
     /// From when on new ones are counted.
     since: Option<Instant>,
 }
 
-impl Starts {
-    fn take(&mut self, now: Instant) -> bool {
+impl Deaths {
+    fn left(&mut self, now: Instant) -> u32 {
         let since = self.since.get_or_insert(now);
         let pauses = now.saturating_duration_since(*since).as_millis() / PAUSE.as_millis();
         let more = u32::try_from(pauses).unwrap_or(u32::MAX).min(BURST);
@@ -55,9 +55,11 @@ impl Starts {
             *since + PAUSE * more
         };
         self.left = self.left.saturating_add(more).min(BURST);
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
+        self.left
+    }
+
+    fn count(&mut self, now: Instant) {
+        self.left = self.left(now).saturating_sub(1);
     }
 }
 
@@ -65,9 +67,19 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether another parser may be started; counts it.
-pub(super) fn may_start(now: Instant) -> bool {
-    state().starts.take(now)
+/// Whether another parser may be put at risk.
+pub(super) fn may_ask(now: Instant) -> bool {
+    state().deaths.left(now) > 0
+}
+
+/// Counts the death of a parser.
+pub(super) fn has_died(now: Instant) {
+    state().deaths.count(now);
+}
+
+/// Whether no parser has begun yet.
+pub(super) fn is_first() -> bool {
+    state().began == Began::No
 }
 
 /// Notes that parsers can be started, and what protections they lack.
@@ -108,18 +120,23 @@ mod tests {
 
     #[test]
     fn a_storm_of_deaths_is_slowed_down() {
-        let mut starts = Starts {
+        let mut deaths = Deaths {
             left: BURST,
             since: None,
         };
         let now = Instant::now();
-        assert!((0..BURST).all(|_| starts.take(now)));
-        assert!(!starts.take(now));
-        assert!(!starts.take(now + PAUSE / 2));
-        assert!(starts.take(now + PAUSE));
-        assert!(!starts.take(now + PAUSE));
+        let mut dies = |now| {
+            let may = deaths.left(now) > 0;
+            deaths.count(now);
+            may
+        };
+        assert!((0..BURST).all(|_| dies(now)));
+        assert!(!dies(now));
+        assert!(!dies(now + PAUSE / 2));
+        assert!(dies(now + PAUSE));
+        assert!(!dies(now + PAUSE));
         let later = now + PAUSE * (3 * BURST);
-        assert!((0..BURST).all(|_| starts.take(later)));
-        assert!(!starts.take(later));
+        assert!((0..BURST).all(|_| dies(later)));
+        assert!(!dies(later));
     }
 }

@@ -5,7 +5,8 @@
 use std::io::{Seek, Write};
 use std::os::unix::net::UnixStream;
 
-use super::wire::{MAX_BLOCKS, MAX_FUNCTIONS, MAX_TEXT};
+use super::answers::{names, table};
+use super::wire::{Function, MAX_BLOCKS, MAX_FUNCTIONS, MAX_TEXT};
 use super::*;
 use crate::symbolize::debug_files::{NoDebugFiles, Wanted};
 
@@ -33,6 +34,13 @@ fn serve(channel: &Channel<'_>) {
     let _ = child::serve(channel);
 }
 
+fn want_table(channel: &Channel<'_>, file: &File) {
+    let nothing = Writer::default();
+    channel
+        .send(Kind::WantTable, &nothing, Some(file.as_fd()))
+        .unwrap();
+}
+
 /// Some addresses of functions of this test program, in ascending order.
 fn addresses(file: &File) -> Vec<u64> {
     let headers = elf::Headers::read(file).unwrap();
@@ -47,7 +55,11 @@ fn a_table_is_the_one_that_is_built_here() {
     let file = own_program();
     let mut segments = None;
     let mut told = Some(|found| segments = Some(found));
-    let theirs = with(serve, |channel| table(channel, &file, &mut told)).unwrap();
+    let theirs = with(serve, |channel| {
+        want_table(channel, &file);
+        table(channel, &mut told)
+    })
+    .unwrap();
     let (theirs, ours) = (theirs.unwrap(), unwind::build(&file).unwrap());
     assert_eq!(theirs.module, ours.module);
     assert_eq!(theirs.report, ours.report);
@@ -59,7 +71,10 @@ fn a_table_is_the_one_that_is_built_here() {
 fn what_is_no_program_is_refused_with_the_reason() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"#!/bin/sh").unwrap();
-    let refused = with(serve, |channel| table(channel, &file, &mut Some(|_| ())));
+    let refused = with(serve, |channel| {
+        want_table(channel, &file);
+        table(channel, &mut Some(|_| ()))
+    });
     let here = unwind::build(&file).unwrap_err().to_string();
     assert_eq!(refused.unwrap().unwrap_err(), here);
 }
@@ -220,13 +235,11 @@ fn hostile_tables_are_refused() {
     };
     let answer = |messages: Vec<(Kind, Vec<u8>)>| {
         let say = |channel: &Channel<'_>| {
-            let _ = channel.receive();
             for (kind, bytes) in messages {
                 let _ = channel.send(kind, &Writer(bytes), None);
             }
         };
-        let file = tempfile::tempfile().unwrap();
-        with(say, |channel| table(channel, &file, &mut Some(|_| ())))
+        with(say, |channel| table(channel, &mut Some(|_| ())))
     };
     let two = vec![(Kind::Blocks, block.repeat(2))];
     let fine = [two.clone(), vec![(Kind::Table, table_of(1, 1, 2))]].concat();

@@ -539,7 +539,7 @@ impl Attached {
                 Err(_) => break,
             }
         }
-        self.targets.give_up_pending();
+        self.targets.close(!self.deferred.is_empty());
         self.finish_walks(0, sink);
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use agent_ebpf::unwind::{Block, Module as Layout};
@@ -90,10 +91,11 @@ struct Job {
     file: Arc<File>,
 }
 
-/// The threads that have tables built.
+/// The threads that have tables built; when this is dropped they give up what they are at.
 pub struct Builders {
     jobs: mpsc::Sender<Job>,
     built: results::UnboundedReceiver<Built>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Builders {
@@ -102,11 +104,19 @@ impl Builders {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (done, built) = results::unbounded_channel();
         let queue = Arc::new(Mutex::new(queue));
+        let stop = Arc::new(AtomicBool::new(false));
         for _ in 0..BUILDERS {
             let (queue, done) = (Arc::clone(&queue), done.clone());
-            std::thread::spawn(move || build_all(&queue, &done));
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || build_all(&queue, &done, &stop));
         }
-        Self { jobs, built }
+        Self { jobs, built, stop }
+    }
+}
+
+impl Drop for Builders {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -212,10 +222,14 @@ impl Modules {
         *self.failed.entry(reason.to_owned()).or_default() += 1;
     }
 
-    /// Waits no longer for the tables that are still being built.
-    pub fn give_up_pending(&mut self) {
+    /// The end of the run: no further table is built, and those under way are given up, which counts
+    /// as a failure if they are `wanted`.
+    pub fn close(&mut self, wanted: bool) {
+        self.builders = None;
+        self.pending = 0;
         for index in 0..self.list.len() {
-            if self.list.get(index).is_some_and(|module| !module.ready) {
+            let module = self.list.get_mut(index).filter(|module| !module.ready);
+            if module.is_some() && wanted {
                 self.give_up(index, Unnamed::GaveUp, "not built by the end of the run");
             }
         }
@@ -327,17 +341,22 @@ fn no_rules(slot: u16) -> Layout {
 }
 
 /// The body of a builder thread: ends when the queue does.
-fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender<Built>) {
+fn build_all(
+    queue: &Mutex<mpsc::Receiver<Job>>,
+    done: &results::UnboundedSender<Built>,
+    stop: &AtomicBool,
+) {
     let mut parser = Parser::of_tables();
-    parser.prepare();
     loop {
         let job = match queue.lock() {
             Ok(queue) => queue.recv(),
             Err(_) => return,
         };
-        let Ok(Job { slot, file }) = job else { return };
+        let Some(Job { slot, file }) = job.ok().filter(|_| !stop.load(Ordering::Relaxed)) else {
+            return;
+        };
         let tell = |news| done.send(Built { slot, news });
-        let parsed = parser.table(&file, |segments| {
+        let parsed = parser.table(&file, stop, |segments| {
             // The end of the run is noticed below.
             let _ = tell(News::Segments(segments));
         });

@@ -15,6 +15,7 @@ use aya::maps::{HashMap as BpfMap, MapData};
 use super::deferred::Code;
 use super::modules::{Builders, Built, Module, Modules, Origin};
 use super::tables::{self, Tables};
+use crate::parser;
 use crate::process::{self, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
 
@@ -402,9 +403,10 @@ impl Targets {
         })
     }
 
-    /// Waits no longer for the tables that are still being built.
-    pub fn give_up_pending(&mut self) {
-        self.modules.give_up_pending();
+    /// The end of the run: no further table is built, and those under way are given up, which counts
+    /// as a failure if they are `wanted`.
+    pub fn close(&mut self, wanted: bool) {
+        self.modules.close(wanted);
     }
 
     /// The thread-group id, in the initial namespace, of the process that the agent sees as `pid`.
@@ -497,6 +499,7 @@ impl Targets {
                 .entry(format!("modules without an unwind table: {reason}"))
                 .or_default() += count;
         }
+        notes.extend(parser::warnings().into_iter().map(|warning| (warning, 1)));
         if self.modules.bad_entries > 0 {
             notes.insert(
                 "malformed entries of .eh_frame".to_owned(),
