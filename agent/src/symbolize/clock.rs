@@ -50,11 +50,10 @@ impl Budget {
     /// What is left of another process's: of the time in which debug information is read, and of all.
     pub fn rest(details: Duration, all: Duration) -> Self {
         let now = Instant::now();
-        Budget {
-            details: now + details.min(RUN),
-            end: now + all.min(RUN),
-            ..Self::lasting(RUN, &GIVEN_UP)
-        }
+        let mut budget = Self::start();
+        budget.details = now + details.min(RUN);
+        budget.end = now + all.min(RUN);
+        budget
     }
 
     /// The times that are left: that in which debug information is read, and all of it.
