@@ -71,6 +71,8 @@ static PROGRAMS: [(&str, &str); 2] = [("node", "nodejs"), ("java", "default-jdk"
 
 /// The linker of the bytecode. Another version may write other bytes.
 const LINKER_VERSION: &str = "0.13.0";
+/// What checks the licences and sources of the dependencies.
+const DENY_VERSION: &str = "0.20.2";
 
 /// Installs what is missing; without anything missing it only looks.
 ///
@@ -80,6 +82,7 @@ pub(crate) fn run() -> Result<()> {
     rust_components()?;
     packages()?;
     linker()?;
+    deny()?;
     eprintln!("everything that the tests need is installed");
     Ok(())
 }
@@ -199,30 +202,35 @@ pub(crate) fn is_root() -> Result<bool> {
 }
 
 fn linker() -> Result<()> {
-    if cargo_home().join("bin/bpf-linker").is_file() || command::find("bpf-linker").is_some() {
-        return Ok(());
-    }
-    eprintln!("building bpf-linker {LINKER_VERSION} (about a minute)");
     let llvm = "/usr/lib/llvm-22";
     let path = format!("{llvm}/bin:{}", env::var("PATH").unwrap_or_default());
+    install_once("bpf-linker", LINKER_VERSION, |install| {
+        install
+            .args(["--no-default-features", "--features", "llvm-22"])
+            .env("LLVM_PREFIX", llvm)
+            .env("LLVM_SYS_221_PREFIX", llvm)
+            .env("PATH", path);
+    })
+}
+
+fn deny() -> Result<()> {
+    install_once("cargo-deny", DENY_VERSION, |_| {})
+}
+
+/// Builds a program from its crate of the same name, unless it is there already.
+fn install_once(name: &str, version: &str, configure: impl FnOnce(&mut Command)) -> Result<()> {
+    if cargo_home().join("bin").join(name).is_file() || command::find(name).is_some() {
+        return Ok(());
+    }
+    eprintln!("building {name} {version} (some minutes)");
     let mut install = cargo();
     install
-        .args([
-            "install",
-            "--quiet",
-            "--locked",
-            "bpf-linker",
-            "--version",
-            LINKER_VERSION,
-        ])
-        .args(["--no-default-features", "--features", "llvm-22"])
+        .args(["install", "--quiet", "--locked", name, "--version", version])
         // Outside the workspace, so that its target directory and configuration stay out of it.
         .current_dir("/")
-        .env("LLVM_PREFIX", llvm)
-        .env("LLVM_SYS_221_PREFIX", llvm)
-        .env("PATH", path)
         .env_remove("CARGO_TARGET_DIR");
-    command::run(&mut install).context("cannot build bpf-linker")
+    configure(&mut install);
+    command::run(&mut install).with_context(|| format!("cannot build {name}"))
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ enum Step {
     Unit,
     /// The invariants of the sources
     Invariants,
+    /// Licences and sources of the dependencies
+    Dependencies,
     /// The committed bytecode is what its sources give
     Bytecode,
     /// The target programs of the end-to-end tests build
@@ -104,7 +106,7 @@ fn summary_line(name: &str, tally: Tally, time: Duration) -> String {
         count => format!(", {count} ignored"),
     };
     format!(
-        "{name:<11} {word:<6} {:>4} passed, {} failed{ignored} ({:.1} s)",
+        "{name:<12} {word:<6} {:>4} passed, {} failed{ignored} ({:.1} s)",
         tally.passed,
         tally.failed,
         time.as_secs_f64()
@@ -119,6 +121,7 @@ impl Step {
             Step::Clippy => "clippy",
             Step::Unit => "unit",
             Step::Invariants => "invariants",
+            Step::Dependencies => "dependencies",
             Step::Bytecode => "bytecode",
             Step::Programs => "programs",
             Step::EndToEnd => "end-to-end",
@@ -153,6 +156,18 @@ impl Step {
                 "agent-tests",
             ])),
             Step::Invariants => check(ci::run()),
+            // The database of advisories is not among what a build may fetch: `cargo deny check`
+            // asks it, too.
+            Step::Dependencies => check(command::run(cargo().args([
+                "deny",
+                "--locked",
+                "--log-level",
+                "error",
+                "check",
+                "licenses",
+                "bans",
+                "sources",
+            ]))),
             Step::Bytecode => check(ebpf::run(&ebpf::Args { check: true })),
             Step::Programs => check(programs::build().map(|_| ())),
             Step::EndToEnd => end_to_end(),
@@ -274,7 +289,7 @@ mod tests {
             only: only.to_vec(),
             skip_vm,
         };
-        assert_eq!(steps(&args(&[], false)).len(), 9);
+        assert_eq!(steps(&args(&[], false)).len(), 10);
         assert!(!steps(&args(&[], true)).contains(&Step::Vm));
         assert_eq!(
             steps(&args(&[Step::Unit, Step::Format], false)),
@@ -290,6 +305,6 @@ mod tests {
             ignored: 0,
         };
         let line = summary_line("unit", tally, Duration::from_millis(1500));
-        assert_eq!(line, "unit        FAILED    3 passed, 1 failed (1.5 s)");
+        assert_eq!(line, "unit         FAILED    3 passed, 1 failed (1.5 s)");
     }
 }

@@ -126,8 +126,9 @@ fn the_wait_to_be_accepted_is_measured() {
     let row = row_of(&document, &ends(&accepted));
     if finished.stderr().contains("fexit inet_csk_accept") {
         let found = row["accept_wait_us"].as_f64().unwrap();
-        let slack = if in_vm() { 1e5 } else { 5e3 };
-        assert!((2e5..2e5 + slack).contains(&found), "{row}");
+        // The server's side may be established a little after the client's, when the wait has begun.
+        let (early, late) = if in_vm() { (1e4, 1e5) } else { (1e3, 5e3) };
+        assert!((2e5 - early..2e5 + late).contains(&found), "{row}");
     } else {
         assert!(!in_vm(), "fexit is not used: {}", finished.stderr());
         assert_eq!(row["accept_wait_us"], Value::Null);
