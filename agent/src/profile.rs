@@ -165,8 +165,8 @@ impl Accounting {
 pub struct Cost {
     /// CPU time of the agent's process and its parsers, in seconds.
     pub cpu_seconds: f64,
-    /// Peak resident set of the agent's process, and the sum of its parsers', in bytes: what they came to
-    /// together is at most this.
+    /// Peak resident set of the agent's process, and the sum of its parsers', in bytes; the program itself,
+    /// which they share, counts once. What they came to together is at most this.
     pub peak_rss_bytes: u64,
     /// Memory of its BPF maps, in bytes, as the kernel accounts it.
     pub bpf_map_bytes: Option<u64>,

@@ -199,7 +199,7 @@ fn ledger() -> MutexGuard<'static, Ledger> {
 }
 
 /// What the helper processes have taken so far: CPU seconds of all, and the most that the peaks of
-/// those living at the same time came to, in bytes.
+/// those living at the same time came to, in bytes; files that are in memory aside.
 pub(super) fn usage() -> (f64, u64) {
     let mut ledger = ledger();
     ledger.note_peak();
@@ -215,12 +215,16 @@ pub(super) fn resident_bytes() -> u64 {
     ledger.living.iter().filter_map(pages).sum()
 }
 
-/// `VmHWM` of proc_pid_status(5), in bytes.
+/// Most memory that a process had of its own so far, in bytes: its resident peak less what it has
+/// from files (`VmHWM` and `RssFile` of proc_pid_status(5)). Those are the agent's program and its
+/// libraries, which the agent has in memory itself.
 fn peak_resident(pid: libc::pid_t) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    let kib = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    Some(kib("VmHWM:")?.saturating_sub(kib("RssFile:")?) * 1024)
 }
 
 fn cpu_time(pid: libc::pid_t) -> Option<Duration> {

@@ -35,7 +35,8 @@ pub fn restore_open_files() {
 }
 
 /// What the agent has taken so far, its helper processes included: CPU seconds, and peak resident
-/// bytes: its own peak and theirs, which need not have been at the same moment.
+/// bytes: its own peak and theirs, which need not have been at the same moment. The program and the
+/// libraries, which they share, count once.
 pub fn own_usage() -> (f64, u64) {
     let (helpers_seconds, helpers_peak) = helper::usage();
     // SAFETY: all-zero is a valid value of this plain structure.
