@@ -9,8 +9,13 @@ pub(super) const OUT_OF_MEMORY: i32 = 40;
 
 static LIMITED: AtomicBool = AtomicBool::new(false);
 
-/// From now on this process ends when its memory is used up.
+/// Allocations from so many bytes on go back to the system when they are freed.
+const LARGE: libc::c_int = 128 << 10;
+
+/// From now on this process ends when its memory is used up; what is freed is there for the next file.
 pub(super) fn end_without_memory() {
+    // SAFETY: sets a parameter of the allocator.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
     LIMITED.store(true, Ordering::Relaxed);
 }
 

@@ -21,6 +21,7 @@ mod start;
 mod tests;
 mod wire;
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -31,8 +32,9 @@ use std::time::{Duration, Instant};
 
 use crate::elf::{self, Segment};
 use crate::process::helper::{Ended, Helper};
+use crate::process::regular;
 use crate::profile::{Frame, JIT_MODULE, Space, Unnamed};
-use crate::symbolize::debug_files::DebugFiles;
+use crate::symbolize::debug_files::{DebugFiles, Wanted};
 use crate::symbolize::{self, Budget};
 use crate::unwind::{self, Table};
 
@@ -126,8 +128,9 @@ pub struct Named {
     pub build_id: Option<Vec<u8>>,
 }
 
-/// Has questions about files answered, one at a time, each by a child process of its own, so that no
-/// file can have a hand in what is said of another.
+/// Has questions about files answered, one at a time. Each file gets a child process of its own, so
+/// that none can have a hand in what is said of another; those that only the system's administrator
+/// can have written share one, which has read no other before.
 ///
 /// The children end with the thread that started them: use a parser from one thread.
 #[derive(Debug)]
@@ -256,9 +259,13 @@ impl Parser {
             stop: &|| stop.load(Ordering::Relaxed),
         };
         let nothing = Writer::default();
-        self.ask(&limit, (Kind::WantTable, &nothing), file, |channel| {
-            answers::table(channel, tell)
-        })
+        let shares = Cell::new(regular::is_of_the_system(file));
+        self.ask(
+            &limit,
+            (Kind::WantTable, &nothing),
+            (file, &shares),
+            |channel| answers::table(channel, tell),
+        )
     }
 
     /// Names addresses of a module, as [`symbolize::module`] does. If that costs the parser its
@@ -312,8 +319,13 @@ impl Parser {
         let given_up = || budget.is_given_up();
         let limit = limit_of_names(&given_up, left);
         let question = (Kind::WantNames, &written(&request));
-        self.ask(&limit, question, file, |channel| {
-            answers::names(channel, name, debug, addresses)
+        let shares = Cell::new(regular::is_of_the_system(file));
+        let debug = Watched {
+            files: debug,
+            shares: &shares,
+        };
+        self.ask(&limit, question, (file, &shares), |channel| {
+            answers::names(channel, name, &debug, addresses)
         })
     }
 
@@ -337,18 +349,19 @@ impl Parser {
         let given_up = || budget.is_given_up();
         let limit = limit_of_names(&given_up, left);
         let question = (Kind::WantJitNames, &written(&request));
-        let named = self.ask(&limit, question, file, |channel| {
+        let shares = Cell::new(false);
+        let named = self.ask(&limit, question, (file, &shares), |channel| {
             answers::jit_names(channel, addresses)
         });
         named.unwrap_or_else(|failure| unnamed(addresses, JIT_MODULE, failure.reason()))
     }
 
-    /// Asks a child about a file, and ends it.
+    /// Asks a child about a file, and ends it unless it `shares` this child with the next.
     fn ask<T>(
         &mut self,
         limit: &Limit<'_>,
         (kind, content): (Kind, &Writer),
-        file: &File,
+        (file, shares): (&File, &Cell<bool>),
         answer: impl FnOnce(&Channel<'_>) -> Result<T, Lost>,
     ) -> Result<T, Failure> {
         if !notes::may_ask(Instant::now()) {
@@ -359,16 +372,24 @@ impl Parser {
             let deadline = Deadline::of(&child, limit);
             let channel = Channel::of_agent(child.socket(), &deadline);
             let asked = channel.send(kind, content, Some(file.as_fd()));
-            if self.keeps_ready {
+            if self.keeps_ready && !shares.get() {
                 self.prepare();
             }
             asked.and_then(|()| answer(&channel))
         };
         let lost = match answered {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                if shares.get() {
+                    self.ready = Some((child, true));
+                }
+                return Ok(answer);
+            }
             Err(lost) => lost,
         };
         notes::has_died(Instant::now());
+        if self.keeps_ready {
+            self.prepare();
+        }
         Err(match lost {
             Lost::Time => Failure::Time,
             Lost::Garbled => Failure::Garbled,
@@ -389,6 +410,22 @@ impl Parser {
             Some((child, false)) => start::greeted(child),
             None => start::greeted(start::begin(self.memory)?),
         }
+    }
+}
+
+/// Debug files; sees whether all that are handed over are the system's.
+struct Watched<'a> {
+    files: &'a dyn DebugFiles,
+    shares: &'a Cell<bool>,
+}
+
+impl DebugFiles for Watched<'_> {
+    fn find(&self, wanted: &Wanted<'_>, accept: &mut dyn FnMut(&File) -> bool) -> Option<File> {
+        self.files.find(wanted, &mut |file| {
+            let shares = self.shares.get() && regular::is_of_the_system(file);
+            self.shares.set(shares);
+            accept(file)
+        })
     }
 }
 

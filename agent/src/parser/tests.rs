@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use super::answers::{names, table};
 use super::wire::{Function, MAX_BLOCKS, MAX_FUNCTIONS, MAX_TEXT};
 use super::*;
-use crate::symbolize::debug_files::{NoDebugFiles, Wanted};
+use crate::symbolize::debug_files::NoDebugFiles;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
@@ -279,4 +279,30 @@ fn hostile_tables_are_refused() {
     let none = 0_u32.to_le_bytes().to_vec();
     let twice = vec![(Kind::Segments, none); 2];
     assert_eq!(answer(twice).unwrap_err(), Lost::Garbled);
+}
+
+#[test]
+fn only_files_of_the_system_share_a_parser() {
+    let system = File::open("/bin/sh").unwrap();
+    let mine = tempfile::tempfile().unwrap();
+    let shares = Cell::new(true);
+    let see = |file: File| {
+        let files = Files(vec![file]);
+        let watched = Watched {
+            files: &files,
+            shares: &shares,
+        };
+        watched.find(&Wanted::Link("x"), &mut |_| true);
+        shares.get()
+    };
+    if regular::is_of_the_system(&system) {
+        assert!(see(system));
+    }
+    mine.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .unwrap();
+    assert!(!see(mine));
+    assert!(
+        !see(File::open("/bin/sh").unwrap()),
+        "what was tainted stays so"
+    );
 }

@@ -208,10 +208,13 @@ pub(super) fn usage() -> (f64, u64) {
     (cpu.as_secs_f64(), ledger.peak)
 }
 
-/// Resident bytes of the living ones (`/proc/PID/statm`).
-pub(super) fn resident_bytes() -> u64 {
+/// Resident pages of the living ones (`/proc/PID/statm`), those from files aside.
+pub(super) fn resident_pages() -> u64 {
     let ledger = ledger();
-    let pages = |&pid: &libc::pid_t| super::own::resident_bytes(&format!("/proc/{pid}/statm"));
+    let pages = |&pid: &libc::pid_t| {
+        let (all, files) = super::own::resident_pages(&format!("/proc/{pid}/statm"))?;
+        Some(all.saturating_sub(files))
+    };
     ledger.living.iter().filter_map(pages).sum()
 }
 
@@ -274,7 +277,7 @@ mod tests {
     fn a_helper_that_lives_has_memory_and_ends_with_its_owner() {
         let helper = shell("exec sleep 100");
         let pid = helper.pid;
-        assert!(usage().1 > 0 && resident_bytes() > 0);
+        assert!(usage().1 > 0 && resident_pages() > 0);
         assert!(helper.cpu_time().is_some());
         drop(helper);
         assert!(super::super::is_gone(pid as u32));

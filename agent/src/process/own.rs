@@ -50,18 +50,20 @@ pub fn own_usage() -> (f64, u64) {
     )
 }
 
-/// Resident bytes of the agent and its helper processes now.
+/// Resident bytes of the agent and its helper processes now; the program and the libraries, which
+/// they share, count once.
 pub fn own_resident_bytes() -> u64 {
-    resident_bytes("/proc/self/statm").unwrap_or(0) + helper::resident_bytes()
-}
-
-/// Resident bytes as a `statm` file (proc_pid_statm(5)) tells them.
-pub(super) fn resident_bytes(statm: &str) -> Option<u64> {
-    let text = fs::read_to_string(statm).ok()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    let own = resident_pages("/proc/self/statm").map_or(0, |(all, _)| all);
     // SAFETY: the call has no preconditions.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * u64::try_from(page).unwrap_or(4096))
+    (own + helper::resident_pages()) * u64::try_from(page).unwrap_or(4096)
+}
+
+/// Resident pages as a `statm` file (proc_pid_statm(5)) tells them: all, and those from files.
+pub(super) fn resident_pages(statm: &str) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(statm).ok()?;
+    let mut fields = text.split(' ').skip(1).map(str::parse);
+    Some((fields.next()?.ok()?, fields.next()?.ok()?))
 }
 
 /// Sum of one field over the descriptors of BPF objects that this process holds open
