@@ -253,7 +253,7 @@ fn files(message: &libc::msghdr) -> Vec<File> {
         if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
             // SAFETY: computes sizes only.
             let empty = unsafe { libc::CMSG_LEN(0) } as usize;
-            let bytes = (header.cmsg_len as usize).saturating_sub(empty);
+            let bytes = header.cmsg_len.saturating_sub(empty);
             for index in 0..bytes / size_of::<libc::c_int>() {
                 // SAFETY: the header says that it holds so many descriptors, which the kernel has
                 // just given to us alone.

@@ -355,12 +355,12 @@ fn build_all(
         let Some(Job { slot, file }) = job.ok().filter(|_| !stop.load(Ordering::Relaxed)) else {
             return;
         };
-        let tell = |news| done.send(Built { slot, news });
+        // False once nobody listens any more.
+        let tell = |news| done.send(Built { slot, news }).is_ok();
         let parsed = parser.table(&file, stop, |segments| {
-            // The end of the run is noticed below.
-            let _ = tell(News::Segments(segments));
+            tell(News::Segments(segments));
         });
-        if tell(News::All(parsed)).is_err() {
+        if !tell(News::All(parsed)) {
             return;
         }
     }
