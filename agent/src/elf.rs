@@ -7,8 +7,11 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-/// Longest range of a file that is read at once, in bytes.
-const MAX_READ: u64 = 1 << 30;
+/// Longest range of a file that is read at once, in bytes: the function tables of the largest Go
+/// programs take some 80 MB.
+const MAX_READ: u64 = 96 << 20;
+/// Longest table of the names of sections, in bytes.
+const MAX_NAMES: u64 = 4 << 20;
 /// Most section headers looked at.
 const MAX_SECTIONS: u64 = 1 << 16;
 /// Most program headers: the kernel runs no program with more than 64 KiB of them (fs/binfmt_elf.c).
@@ -31,6 +34,16 @@ pub enum Error {
     /// A header points outside the file.
     #[error("the ELF file's {0} lies outside the file")]
     OutOfBounds(&'static str),
+    /// A part is larger than any honest one.
+    #[error("the ELF file's {what} takes {bytes} bytes, and no more than {most} are read")]
+    TooLong {
+        /// The part.
+        what: &'static str,
+        /// What it takes.
+        bytes: u64,
+        /// What is read.
+        most: u64,
+    },
 }
 
 /// Something that bytes can be read from at an offset: an open file or an image in memory.
@@ -251,16 +264,37 @@ pub fn bias(start: u64, offset: u64, segments: &[Segment]) -> Option<u64> {
 /// Reads `len` bytes of the file at `offset`; `what` names them in the error.
 ///
 /// # Errors
-/// When they do not lie in the file.
+/// When they do not lie in the file, or are more than 96 MiB.
 pub fn read_range<F: ReadAt + ?Sized>(
     file: &F,
     offset: u64,
     len: u64,
     what: &'static str,
 ) -> Result<Vec<u8>, Error> {
-    let end = offset.checked_add(len).filter(|_| len <= MAX_READ);
+    read_at_most(file, offset, len, MAX_READ, what)
+}
+
+/// Like [`read_range`]; an error also when they are more than `most`.
+///
+/// # Errors
+/// As for [`read_range`], and [`Error::TooLong`].
+pub fn read_at_most<F: ReadAt + ?Sized>(
+    file: &F,
+    offset: u64,
+    len: u64,
+    most: u64,
+    what: &'static str,
+) -> Result<Vec<u8>, Error> {
+    let end = offset.checked_add(len);
     if end.is_none_or(|end| file.size().is_ok_and(|size| end > size)) {
         return Err(Error::OutOfBounds(what));
+    }
+    if len > most {
+        return Err(Error::TooLong {
+            what,
+            bytes: len,
+            most,
+        });
     }
     let mut bytes = vec![0; len as usize];
     file.read_exact_at(&mut bytes, offset)?;
@@ -292,13 +326,9 @@ fn sections<F: ReadAt + ?Sized>(file: &F, header: &[u8]) -> Option<Vec<Section>>
     )
     .ok()?;
     let names = table.chunks_exact(64).nth(names as usize)?;
-    let names = read_range(
-        file,
-        xword(names, 24),
-        xword(names, 32),
-        "section name table",
-    )
-    .ok()?;
+    // A longer table is read up to here: names beyond are none.
+    let size = xword(names, 32).min(MAX_NAMES);
+    let names = read_range(file, xword(names, 24), size, "section name table").ok()?;
     let section = |entry: &[u8]| Section {
         name: string(&names, word(entry, 0) as usize),
         vaddr: xword(entry, 16),

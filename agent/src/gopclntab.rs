@@ -9,7 +9,7 @@ use crate::elf::{self, Headers, ReadAt, Section, word, xword};
 /// Names of the section: of a fixed program and of a position-independent one.
 const SECTIONS: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 /// Largest section of data that is searched, in bytes.
-const MAX_DATA: u64 = 128 << 20;
+const MAX_DATA: u64 = 48 << 20;
 /// Bytes of the longest header.
 const HEADER: u64 = 72;
 

@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: arguments as typed, what they mean, the run; the only place that prints;
 //! - [`recorder`]: a run under way: records of the probes into the models of a moment;
+//! - [`doctor`]: each probe tried, and what keeps it from working;
 //! - [`bundle`]: a capture as one zip file, and back;
 //! - [`output`]: the models as SVG, folded stacks, JSON, pages, or a summary;
 //! - [`capture`]: the model of what all probes saw at the same time;
@@ -30,7 +31,10 @@ pub mod calendar;
 pub mod capture;
 pub mod cli;
 pub mod diff;
+pub mod doctor;
 pub mod elf;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz_targets;
 mod gopclntab;
 pub mod input;
 pub mod naming;

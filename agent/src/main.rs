@@ -8,7 +8,9 @@ use agent::cli::destination::{Destination, Target};
 use agent::cli::generate::ManError;
 use agent::cli::launch::LaunchError;
 use agent::cli::spec::SpecError;
-use agent::cli::{Exit, diff, generate, profile, record, report, serve, syscalls, tcp};
+use agent::cli::{
+    Exit, diff, doctor, generate, profile, record, refusal, report, serve, syscalls, tcp,
+};
 use agent::output::escape;
 use agent::parser;
 use agent::preflight;
@@ -29,6 +31,9 @@ fn main() -> ExitCode {
             // Names of the target stand in errors, too. Nobody is left to tell where this fails.
             let text = escape::message(&format!("{error:#}"));
             let _ = writeln!(io::stderr(), "agent: {text}");
+            if let Some(advice) = refusal::advice(&error) {
+                let _ = writeln!(io::stderr(), "  {}", escape::message(&advice));
+            }
             ExitCode::from(exit_code(&error))
         }
     }
@@ -74,6 +79,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             let spec = serve_args.resolve()?;
             runtime()?.block_on(serve::run(spec, args.verbosity))
         }
+        Command::Doctor(doctor_args) => runtime()?.block_on(doctor::run(&doctor_args)),
         Command::Completions { shell } => print(&generate::completions(shell)),
         Command::Man { subcommand } => print(&generate::man(subcommand.as_deref())?),
     }

@@ -3,20 +3,23 @@
 pub mod live;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agent_ebpf::frame;
 
 use crate::parser::Parser;
 use crate::probe::cpu::{Key, RawStack, Samples};
 use crate::process;
+use crate::process::privilege::{self, Cap};
 use crate::profile::{Frame, FrameId, ModuleFacts, Profile, Space, Stack, Unnamed};
 use crate::session::target::{Targets, Tracked};
 use crate::symbolize::debug_files::DebugRoots;
-use crate::symbolize::{self, Budget};
+use crate::symbolize::{self, Budget, NotTrusted};
 
 /// Threads that name modules at the end of a run, each with a parser.
 const WORKERS: usize = 2;
@@ -131,6 +134,8 @@ struct Work {
     place: Place,
     addresses: Vec<u64>,
     source: Source,
+    /// Why a source that is there is not used.
+    refused: Option<String>,
 }
 
 /// Where names come from, opened already.
@@ -139,7 +144,7 @@ enum Source {
     Module {
         file: Option<Arc<File>>,
         name: String,
-        path: OsString,
+        path: Arc<OsStr>,
         roots: Arc<DebugRoots>,
         /// Why its addresses are not known, if they are not.
         no_addresses: Option<Unnamed>,
@@ -155,10 +160,12 @@ struct Named {
     addresses: Vec<u64>,
     frames: Vec<Vec<Frame>>,
     facts: Option<ModuleFacts>,
+    refused: Option<String>,
 }
 
 impl Work {
     fn of(place: Place, addresses: Vec<u64>, targets: &Targets) -> Self {
+        let mut refused = None;
         let source = match place {
             Place::Kernel => Source::Kernel(process::kallsyms().ok()),
             Place::Module(slot) => {
@@ -173,12 +180,20 @@ impl Work {
                     None => Source::Nothing,
                 }
             }
-            Place::Process(index) => Source::Jit(targets.list().get(index).and_then(open_perf_map)),
+            Place::Process(index) => {
+                let tracked = targets.list().get(index);
+                let map = tracked.map_or(Ok(None), open_perf_map);
+                if let (Err(reason), Some(tracked)) = (&map, tracked) {
+                    refused = Some(format!("process {}: {reason}, not used", tracked.pid));
+                }
+                Source::Jit(map.unwrap_or_default())
+            }
         };
         Self {
             place,
             addresses,
             source,
+            refused,
         }
     }
 
@@ -201,7 +216,7 @@ impl Work {
                 roots,
                 ..
             } => {
-                let debug = roots.of_module(Path::new(path));
+                let debug = roots.of_module(Path::new(&**path));
                 let named = parser.names(file, name, &debug, addresses, budget);
                 build_id = named.build_id;
                 named.frames
@@ -218,6 +233,7 @@ impl Work {
             facts: self.source.facts(build_id),
             frames,
             addresses: self.addresses,
+            refused: self.refused,
         }
     }
 }
@@ -244,6 +260,9 @@ impl Named {
         {
             profile.modules.push(facts);
         }
+        if let Some(note) = self.refused {
+            profile.accounting.notes.insert(note, 1);
+        }
         for (address, functions) in self.addresses.into_iter().zip(self.frames) {
             let ids = functions
                 .into_iter()
@@ -263,6 +282,9 @@ fn name_all(work: Vec<Work>, workers: usize) -> Vec<Named> {
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
+                // Debug files may be their owner's alone; what has started the run has warned where
+                // nothing can be given up.
+                let _ = privilege::drop_to(&[Cap::DacReadSearch]);
                 let mut parser = Parser::of_names();
                 // A lock is poisoned only if a worker panicked: its part stays unnamed.
                 while let Some(work) = queue.lock().ok().and_then(|mut queue| queue.next()) {
@@ -279,12 +301,30 @@ fn name_all(work: Vec<Work>, workers: usize) -> Vec<Named> {
     done
 }
 
-/// The perf map of the process, if it can be trusted.
-fn open_perf_map(tracked: &Tracked) -> Option<File> {
-    let process = tracked.process.as_ref()?;
-    let file = process.open_perf_map()?;
-    symbolize::check_perf_map_owner(&file.metadata().ok()?, process.uid()).ok()?;
-    Some(file)
+/// How far the times of files and of events may lie apart: a tick of the kernel.
+const FILE_TIME: Duration = Duration::from_millis(10);
+
+/// The perf map of the process, if there is one.
+fn open_perf_map(tracked: &Tracked) -> Result<Option<File>, NotTrusted> {
+    let Some(process) = &tracked.process else {
+        return Ok(None);
+    };
+    let file = match process.open_perf_map() {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            return Err(NotTrusted::NotRegular);
+        }
+        opened => opened.ok(),
+    };
+    let Some(metadata) = file.as_ref().and_then(|file| file.metadata().ok()) else {
+        return Ok(file);
+    };
+    symbolize::check_perf_map_owner(&metadata, process.uid())?;
+    let is_theirs = tracked.exited_at.is_none_or(|exited_at| {
+        // What was written later is of another process of its id.
+        let exited = process::wall_time(exited_at) + FILE_TIME;
+        metadata.modified().is_ok_and(|at| at <= exited)
+    });
+    Ok(file.filter(|_| is_theirs))
 }
 
 fn unnamed(

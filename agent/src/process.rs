@@ -1,10 +1,13 @@
 //! A read-only view of a process through `/proc` (proc(5)): what it is, what it has mapped, and
 //! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
 
+pub mod cgroup;
 pub mod container;
 pub mod descriptor;
 pub mod helper;
+pub mod identity;
 pub mod library;
+pub(crate) mod maps;
 mod own;
 pub mod priority;
 pub mod privilege;
@@ -12,17 +15,20 @@ pub mod regular;
 mod root;
 pub mod usage;
 
-use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use agent_ebpf::Start;
+use identity::Entry;
+pub use maps::{FileId, Listed, Map};
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
-    raise_open_files, restore_open_files, without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, host_name, locked_memory, monotonic_ns, name_file,
+    own_resident_bytes, own_usage, raise_locked_memory, raise_open_files, restore_limits,
+    wall_time, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -31,7 +37,7 @@ pub use root::Root;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is none with this id.
-    #[error("there is no process {0}; `ps -e` lists those that run")]
+    #[error("there is no process {0}{hint}", hint = not_found_hint())]
     NotFound(u32),
     /// It is a thread of another process.
     #[error("{tid} is a thread of process {pid}; use --pid {pid}")]
@@ -63,6 +69,11 @@ pub enum Error {
         /// Its name.
         comm: String,
     },
+    /// It runs, but `/proc` has no directory of it.
+    #[error(
+        "process {0} runs, but /proc does not show it: it is mounted with hidepid, and CAP_SYS_PTRACE is missing; run as root: `sudo agent …`"
+    )]
+    Hidden(u32),
     /// The kernel does not let this user look at it.
     #[error("no permission to look at process {pid}, which belongs to uid {uid}: {hint}")]
     Permission {
@@ -83,12 +94,25 @@ pub enum Error {
     },
 }
 
-/// A process held by a pidfd, which tells whether the process of this id is still the same one.
+/// Where to find the id of a process that runs.
+fn not_found_hint() -> &'static str {
+    if in_initial_pid_namespace() {
+        "; `ps -e` lists those that run"
+    } else {
+        " in this PID namespace, which has numbers of its own: in a container another container's processes are \
+         seen only with `kubectl debug --target=CONTAINER`, `docker run --pid=container:NAME` or the host's PID \
+         namespace"
+    }
+}
+
+/// A process held by a pidfd and its directory in `/proc`: another one that has its id later is
+/// never taken for it.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
     /// `None` once it has ended and was let go.
-    pidfd: Option<OwnedFd>,
+    held: Option<(OwnedFd, Entry)>,
+    start: Start,
     /// Its root directory, open so that its files are found when it is gone.
     root: Root,
     /// Its id in its own, innermost PID namespace.
@@ -119,32 +143,6 @@ const MAX_COMMAND_LINE: u64 = 64 << 10;
 /// `PF_KTHREAD` (linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-/// One executable mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Map {
-    /// First address.
-    pub start: u64,
-    /// First address after it.
-    pub end: u64,
-    /// Offset of the first byte in the file.
-    pub offset: u64,
-    /// Device and inode of the file; both 0 without one.
-    pub file: FileId,
-    /// Path as the kernel prints it, without ` (deleted)`; `[vdso]`; empty for anonymous memory.
-    pub path: OsString,
-}
-
-/// What identifies a file on a running system.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FileId {
-    /// Major number of the device.
-    pub major: u32,
-    /// Minor number of the device.
-    pub minor: u32,
-    /// Inode number.
-    pub inode: u64,
-}
-
 impl Process {
     /// Takes hold of a process and checks that it can be profiled.
     ///
@@ -158,16 +156,27 @@ impl Process {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let process = Self {
+        let entry = Entry::open(pid).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound if ended(&pidfd) => Error::NotFound(pid),
+            io::ErrorKind::NotFound => Error::Hidden(pid),
+            _ => Error::Read {
+                path: proc_path(pid, ""),
+                source,
+            },
+        })?;
+        let own_pid = fs::read_to_string(entry.path("status")).ok();
+        let mut process = Self {
             pid,
-            pidfd: Some(pidfd),
-            root: Root::of(pid),
-            own_pid: namespace_pid(pid).unwrap_or(pid),
-            uid: fs::metadata(proc_path(pid, ""))
+            root: Root::of(&entry),
+            own_pid: own_pid.and_then(|text| innermost(&text)).unwrap_or(pid),
+            uid: fs::metadata(entry.path(""))
                 .map(|meta| meta.uid())
                 .unwrap_or(0),
+            held: Some((pidfd, entry)),
+            start: Start::default(),
         };
         let stat = process.stat()?;
+        process.start = identity::start(stat.start_time);
         if stat.flags & PF_KTHREAD != 0 {
             return Err(Error::KernelThread {
                 pid,
@@ -181,16 +190,22 @@ impl Process {
                 parent: stat.parent,
             });
         }
-        process.still_there()?;
+        // The id was its own all the time: the directory is that of the process of the pidfd.
+        if process.has_ended() {
+            return Err(Error::NotFound(pid));
+        }
         Ok(process)
     }
 
-    /// What was read under its id is its own only if it has not ended since.
-    fn still_there(&self) -> Result<(), Error> {
-        if self.has_ended() {
-            return Err(Error::NotFound(self.pid));
-        }
-        Ok(())
+    /// As [`Process::open`], if it is the one that began then.
+    ///
+    /// # Errors
+    /// As there; [`Error::NotFound`] if another process has its id.
+    pub fn open_begun(pid: u32, start: Start) -> Result<Self, Error> {
+        Self::open(pid).and_then(|process| match process.start.is(start.at) {
+            true => Ok(process),
+            false => Err(Error::NotFound(pid)),
+        })
     }
 
     fn open_failed(pid: u32, error: io::Error) -> Error {
@@ -215,28 +230,35 @@ impl Process {
         self.pid
     }
 
-    /// Readable once the process has ended; `None` after [`Process::let_go`].
-    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.pidfd.as_ref().map(AsFd::as_fd)
+    /// When it began.
+    pub fn start(&self) -> Start {
+        self.start
     }
 
-    /// Closes the descriptor of a process that has ended.
+    /// Readable once the process has ended; `None` after [`Process::let_go`].
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.held.as_ref().map(|(pidfd, _)| pidfd.as_fd())
+    }
+
+    /// Its directory in `/proc`; `None` after [`Process::let_go`].
+    pub fn entry(&self) -> Option<&Entry> {
+        self.held.as_ref().map(|(_, entry)| entry)
+    }
+
+    /// A path to a file of that directory.
+    pub(crate) fn path(&self, name: &str) -> io::Result<PathBuf> {
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        Ok(self.entry().ok_or_else(gone)?.path(name))
+    }
+
+    /// Closes the descriptors of a process that has ended.
     pub fn let_go(&mut self) {
-        self.pidfd = None;
+        self.held = None;
     }
 
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
-        let Some(pidfd) = &self.pidfd else {
-            return true;
-        };
-        let mut poll = libc::pollfd {
-            fd: pidfd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one valid pollfd, no waiting.
-        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        self.held.as_ref().is_none_or(|(pidfd, _)| ended(pidfd))
     }
 
     /// Its state.
@@ -244,26 +266,32 @@ impl Process {
     /// # Errors
     /// [`Error::NotFound`] once it is gone.
     pub fn stat(&self) -> Result<Stat, Error> {
-        let path = proc_path(self.pid, "stat");
-        let text = fs::read(&path).map_err(|_| Error::NotFound(self.pid))?;
+        let text = self.path("stat").and_then(fs::read);
+        let text = text.map_err(|_| Error::NotFound(self.pid))?;
         parse_stat(&text).ok_or_else(|| Error::Read {
-            path,
+            path: proc_path(self.pid, "stat"),
             source: io::ErrorKind::InvalidData.into(),
         })
     }
 
     /// Path of its program, as it sees it; `None` when it cannot be read.
     pub fn exe(&self) -> Option<PathBuf> {
-        fs::read_link(proc_path(self.pid, "exe")).ok()
+        self.path("exe").and_then(fs::read_link).ok()
+    }
+
+    /// The file of its program, which tells one from another at the same path; `None` when it cannot
+    /// be seen.
+    pub fn program(&self) -> Option<FileId> {
+        let meta = self.path("exe").and_then(fs::metadata).ok()?;
+        Some(FileId::of(&meta))
     }
 
     /// Its command line, at most the first [`MAX_COMMAND_LINE`] bytes; `None` when it cannot be
     /// read or the process has taken it away.
     pub fn command_line(&self) -> Option<Vec<String>> {
         let mut text = Vec::new();
-        let file = File::open(proc_path(self.pid, "cmdline")).ok()?;
+        let file = self.path("cmdline").and_then(File::open).ok()?;
         io::Read::read_to_end(&mut io::Read::take(file, MAX_COMMAND_LINE), &mut text).ok()?;
-        self.still_there().ok()?;
         // A process that has written a title over its arguments leaves zeros behind it.
         let end = text.iter().rposition(|&byte| byte != 0)?;
         let words = text.get(..=end)?.split(|&byte| byte == 0);
@@ -278,7 +306,9 @@ impl Process {
     /// read.
     pub fn is_32_bit(&self) -> bool {
         let mut head = [0; 5];
-        let read = File::open(proc_path(self.pid, "exe"))
+        let read = self
+            .path("exe")
+            .and_then(File::open)
             .and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
         read.is_ok() && head == *b"\x7fELF\x01"
     }
@@ -288,26 +318,26 @@ impl Process {
         self.uid
     }
 
-    /// Its executable mappings, in the order of their addresses.
+    /// Its executable mappings, as many as can be read in half a second: the kernel holds the process's
+    /// memory map meanwhile.
     ///
     /// # Errors
     /// When they cannot be read: no permission, or the process is gone.
-    pub fn maps(&self) -> Result<Vec<Map>, Error> {
-        let path = proc_path(self.pid, "maps");
-        let text = fs::read(&path).map_err(|source| match source.raw_os_error() {
+    pub fn maps(&self) -> Result<Listed, Error> {
+        let maps = self.path("maps").and_then(File::open).and_then(maps::read);
+        let maps = maps.map_err(|source| match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
                 uid: self.uid(),
                 hint: privilege::refusal_hint(),
             },
             Some(libc::ENOENT | libc::ESRCH) => Error::NotFound(self.pid),
-            _ => Error::Read { path, source },
+            _ => Error::Read {
+                path: proc_path(self.pid, "maps"),
+                source,
+            },
         })?;
-        self.still_there()?;
-        Ok(text
-            .split(|&byte| byte == b'\n')
-            .filter_map(parse_map)
-            .collect())
+        Ok(maps)
     }
 
     /// Its root directory: held open, so that its files are found also when it is gone.
@@ -322,23 +352,31 @@ impl Process {
 
     /// Looks where its root directory is now: a container's first process enters it late.
     pub fn renew_root(&mut self) {
-        let root = Root::of(self.pid);
-        if root.dir.is_some() && self.still_there().is_ok() {
+        let Some(root) = self.entry().map(Root::of) else {
+            return;
+        };
+        if root.dir.is_some() {
             self.root = root;
         }
     }
 
-    /// Children of its threads.
-    pub fn children(&self) -> Vec<u32> {
-        let Ok(entries) = fs::read_dir(proc_path(self.pid, "task")) else {
+    /// Children of its threads that live.
+    pub fn children(&self) -> Vec<Process> {
+        let Ok(entries) = self.path("task").and_then(fs::read_dir) else {
             return Vec::new();
+        };
+        // An id that was read may be another's when it is opened.
+        let child = |pid: &str| {
+            let child = Process::open(pid.parse().ok()?).ok()?;
+            let parent = child.stat().ok()?.parent;
+            (parent == self.pid && !self.has_ended()).then_some(child)
         };
         entries
             .flatten()
             .filter_map(|entry| fs::read_to_string(entry.path().join("children")).ok())
             .flat_map(|text| {
                 text.split_whitespace()
-                    .filter_map(|pid| pid.parse().ok())
+                    .filter_map(child)
                     .collect::<Vec<_>>()
             })
             .collect()
@@ -346,14 +384,12 @@ impl Process {
 
     /// Opens its perf map, `/tmp/perf-PID.map` with the process's own id in its own namespace; no
     /// link of that name.
-    pub fn open_perf_map(&self) -> Option<File> {
-        self.root
-            .open(
-                Path::new(&format!("/tmp/perf-{}.map", self.own_pid)),
-                Last::NoLink,
-                |_| true,
-            )
-            .ok()
+    ///
+    /// # Errors
+    /// When there is none, or of the kind [`io::ErrorKind::InvalidInput`] when it is no regular file.
+    pub fn open_perf_map(&self) -> io::Result<File> {
+        let path = format!("/tmp/perf-{}.map", self.own_pid);
+        self.root.open(Path::new(&path), Last::NoLink, |_| true)
     }
 }
 
@@ -374,27 +410,33 @@ pub fn program_file(program: &Path) -> Option<(File, Map)> {
         start: 0,
         end: 0,
         offset: 0,
-        file: FileId {
-            major: libc::major(meta.dev()),
-            minor: libc::minor(meta.dev()),
-            inode: meta.ino(),
-        },
-        path: path.into_os_string(),
+        file: FileId::of(&meta),
+        path: path.into_os_string().into(),
     };
     Some((file, map))
 }
 
 /// The agent's own executable mappings: a program that it starts often uses the same libraries.
 pub fn own_maps() -> Vec<Map> {
-    let maps = fs::read("/proc/self/maps").unwrap_or_default();
-    maps.split(|&byte| byte == b'\n')
-        .filter_map(parse_map)
-        .collect()
+    let maps = File::open("/proc/self/maps").and_then(maps::read);
+    maps.unwrap_or_default().maps
 }
 
-/// Whether there is no process of this id.
-pub fn is_gone(pid: u32) -> bool {
-    !proc_path(pid, "").exists()
+fn ended(pidfd: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: pidfd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid pollfd, no waiting.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// Whether the kernel does not let this process read what the other one has mapped
+/// (`PTRACE_MODE_READ`, ptrace(2)); false where there is no such process.
+pub fn is_refused(pid: u32) -> bool {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    File::open(proc_path(pid, "maps")).is_err_and(refused)
 }
 
 fn proc_path(pid: u32, name: &str) -> PathBuf {
@@ -407,9 +449,8 @@ fn status_field(pid: u32, field: &str) -> Option<u32> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The id of the process in its own, innermost PID namespace.
-fn namespace_pid(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(proc_path(pid, "status")).ok()?;
+/// The id of the process in its own, innermost PID namespace, from its `/proc/PID/status`.
+fn innermost(status: &str) -> Option<u32> {
     let line = status.lines().find(|line| line.starts_with("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()
 }
@@ -421,7 +462,7 @@ pub fn in_initial_pid_namespace() -> bool {
 }
 
 /// `PID (COMM) STATE PPID …`; the name may hold blanks and parentheses.
-fn parse_stat(text: &[u8]) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
     let open = text.iter().position(|&byte| byte == b'(')?;
     let close = text.iter().rposition(|&byte| byte == b')')?;
     let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
@@ -433,55 +474,18 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
         flags: fields.get(6)?.parse().ok()?,
-        cpu_ticks: number(11)? + number(12)?,
+        cpu_ticks: number(11)?.saturating_add(number(12)?),
         start_time: fields.get(19)?.parse().ok()?,
     })
-}
-
-/// `START-END PERM OFFSET MAJOR:MINOR INODE  PATH`, executable ones only.
-fn parse_map(line: &[u8]) -> Option<Map> {
-    let mut fields = line.splitn(6, |&byte| byte == b' ');
-    let mut text = || std::str::from_utf8(fields.next()?).ok();
-    let (start, end) = text()?.split_once('-')?;
-    if text()?.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
-    let offset = u64::from_str_radix(text()?, 16).ok()?;
-    let (major, minor) = text()?.split_once(':')?;
-    let file = FileId {
-        major: u32::from_str_radix(major, 16).ok()?,
-        minor: u32::from_str_radix(minor, 16).ok()?,
-        inode: text()?.parse().ok()?,
-    };
-    let path = fields.next().unwrap_or_default().trim_ascii_start();
-    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
-    Some(Map {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-        offset,
-        file,
-        path: OsString::from_vec(path.to_vec()),
-    })
-}
-
-impl Map {
-    /// The last component of the path, to show.
-    pub fn name(&self) -> String {
-        let path = Path::new(&self.path);
-        let name = path.file_name().unwrap_or(&self.path);
-        String::from_utf8_lossy(name.as_bytes()).into_owned()
-    }
 }
 
 /// The vDSO as a file in memory, copied from the agent's own address space: it is the same code
 /// for every 64-bit process of a kernel.
 pub fn vdso() -> Option<File> {
-    let map = own_maps().into_iter().find(|map| map.path == "[vdso]")?;
-    let mut image = vec![0; (map.end - map.start) as usize];
-    File::open("/proc/self/mem")
-        .ok()?
-        .read_exact_at(&mut image, map.start)
-        .ok()?;
+    let map = own_maps().into_iter().find(|map| *map.path == *"[vdso]")?;
+    let start = std::ptr::with_exposed_provenance::<u8>(map.start as usize);
+    // SAFETY: the kernel maps it readable, and it stays as it is for as long as the process lives.
+    let image = unsafe { std::slice::from_raw_parts(start, (map.end - map.start) as usize) };
     // SAFETY: the name is a C string; returns a new descriptor.
     let fd = unsafe { libc::memfd_create(c"vdso".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
@@ -489,24 +493,46 @@ pub fn vdso() -> Option<File> {
     }
     // SAFETY: the kernel has just given this descriptor to us alone.
     let file = unsafe { File::from_raw_fd(fd) };
-    file.write_all_at(&image, 0).ok()?;
+    file.write_all_at(image, 0).ok()?;
     Some(file)
 }
 
-/// The kernel's symbols (`/proc/kallsyms`).
+/// The kernel's symbols, held open: whether they show addresses is decided when they are opened.
+static KALLSYMS: OnceLock<File> = OnceLock::new();
+
+/// Holds the kernel's symbols (`/proc/kallsyms`) open, as this process may see them now.
+pub fn hold_kallsyms() {
+    if let Ok(file) = open_kallsyms() {
+        let _ = KALLSYMS.set(file);
+    }
+}
+
+/// The kernel's symbols from the first on, for one reader at a time.
 ///
 /// # Errors
 /// When they cannot be opened.
 pub fn kallsyms() -> io::Result<File> {
+    match KALLSYMS.get() {
+        Some(held) => {
+            let mut file = held.try_clone()?;
+            file.seek(io::SeekFrom::Start(0))?;
+            Ok(file)
+        }
+        None => open_kallsyms(),
+    }
+}
+
+fn open_kallsyms() -> io::Result<File> {
     File::open("/proc/kallsyms")
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Arc;
 
+    use super::maps::{Paths, parse_map};
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn a_name_with_blanks_and_parentheses_is_read() {
@@ -518,14 +544,21 @@ mod tests {
     }
 
     #[test]
+    fn times_beyond_what_a_number_holds_do_not_overflow() {
+        let most = u64::MAX;
+        let text = format!("1 (a) S 7 1 1 0 -1 4 1 2 3 4 {most} {most} 7 8 20 0 1 0 5 99 1");
+        assert_eq!(parse_stat(text.as_bytes()).unwrap().cpu_ticks, most);
+    }
+
+    #[test]
     fn only_executable_mappings_are_kept() {
         let line = b"7f0000001000-7f0000002000 r-xp 00001000 fd:00 1234    /tmp/a b (deleted)";
-        let map = parse_map(line).unwrap();
+        let map = parse_map(line, &mut Paths::default()).unwrap();
         assert_eq!(
             (map.start, map.end, map.offset),
             (0x7f00_0000_1000, 0x7f00_0000_2000, 0x1000)
         );
-        assert_eq!(map.path, "/tmp/a b");
+        assert_eq!(*map.path, *"/tmp/a b");
         assert_eq!(
             map.file,
             FileId {
@@ -535,7 +568,10 @@ mod tests {
             }
         );
         assert_eq!(
-            parse_map(b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 "),
+            parse_map(
+                b"7f0000001000-7f0000002000 rw-p 00000000 00:00 0 ",
+                &mut Paths::default()
+            ),
             None
         );
     }
@@ -543,9 +579,9 @@ mod tests {
     #[test]
     fn this_process_can_be_looked_at() {
         let process = Process::open(std::process::id()).unwrap();
-        let maps = process.maps().unwrap();
+        let maps = process.maps().unwrap().maps;
         let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
-        assert!(process.root().open_mapped(process.pid(), map).is_some());
+        assert!(process.root().open_mapped(process.entry(), map).is_some());
         assert!(!process.has_ended());
         assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
     }
@@ -560,9 +596,13 @@ mod tests {
         };
         let pipe = directory.path().join("lib.so");
         let released = regular::tests::releases_a_writer(&pipe, || {
-            let mut map = parse_map(b"1000-2000 r-xp 00000000 00:00 0 /lib.so").unwrap();
+            let mut map = parse_map(
+                b"1000-2000 r-xp 00000000 00:00 0 /lib.so",
+                &mut Paths::default(),
+            )
+            .unwrap();
             map.file.inode = fs::metadata(&pipe).unwrap().ino();
-            assert!(root.open_mapped(std::process::id(), &map).is_none());
+            assert!(root.open_mapped(None, &map).is_none());
         });
         assert!(!released);
     }
@@ -578,12 +618,13 @@ mod tests {
         let name = format!("perf-{}.map", process.own_pid);
         let map = directory.path().join("its").join(name);
         let released = regular::tests::releases_a_writer(&map, || {
-            assert!(process.open_perf_map().is_none());
+            let error = process.open_perf_map().unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         });
         assert!(!released);
         fs::remove_file(&map).unwrap();
         fs::write(&map, "").unwrap();
-        assert!(process.open_perf_map().is_some());
+        assert!(process.open_perf_map().is_ok());
     }
 
     #[test]

@@ -16,18 +16,25 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Mutex;
+
 use agent_ebpf::unwind::{BUCKET_BITS, Block, Module};
 
 use crate::elf::{self, Headers, ReadAt};
 use eh_frame::{Fde, Section};
 use layout::{Layout, NONE};
 
-/// Most rows of a table, padding included: a directory entry has 24 bits for a row's index.
-const MAX_ROWS: usize = 1 << 24;
+/// Most rows of a table, padding included: twenty times those of the largest programs. (A directory
+/// entry has 24 bits for a row's index.)
+const MAX_ROWS: usize = 1 << 23;
 /// Most bytes between the first and the last code address of a table.
 const MAX_SPAN: u64 = 1 << 31;
 /// Most pieces of a module.
-const MAX_PIECES: usize = 1 << 24;
+const MAX_PIECES: usize = 1 << 21;
+/// Largest `.eh_frame` that is read, in bytes: several times that of the largest programs.
+const MAX_EH_FRAME: u64 = 48 << 20;
+/// Bytes of rules from which on a table is large: only one such is built at a time.
+const LARGE: u64 = 8 << 20;
 /// Bytes between two functions that count as padding: no call returns there, so they need no row.
 const PADDING: u32 = 16;
 
@@ -162,7 +169,11 @@ pub fn build<F: ReadAt + ?Sized>(file: &F) -> Result<Table, Error> {
     let headers = Headers::read(file)?;
     let code = Code::new(&headers)?;
     let mut report = Report::default();
-    let (bytes, vaddr) = read_eh_frame(file, &headers).unwrap_or_default();
+    let _turn = is_large(&headers).then(|| LARGE_ONE.lock());
+    let (bytes, vaddr) = match read_eh_frame(file, &headers) {
+        Err(error @ elf::Error::TooLong { .. }) => return Err(error.into()),
+        read => read.ok().flatten().unwrap_or_default(),
+    };
     report.eh_frame_bytes = bytes.len() as u64;
     let mut section = Section::new(&bytes, vaddr);
     let mut pieces = fde_pieces(&mut section, &code, &mut report);
@@ -190,6 +201,18 @@ pub fn build<F: ReadAt + ?Sized>(file: &F) -> Result<Table, Error> {
     })
 }
 
+/// Held while a large table is built, so that several do not take their memory at the same time.
+static LARGE_ONE: Mutex<()> = Mutex::new(());
+
+fn is_large(headers: &Headers) -> bool {
+    let large = |section: &elf::Section| section.in_file && section.size > LARGE;
+    let mut rules = headers
+        .sections
+        .iter()
+        .filter(|section| section.name == ".eh_frame" || section.name.ends_with(".gopclntab"));
+    headers.sections.is_empty() || rules.any(large)
+}
+
 /// Builds the unwind table of an ELF image in memory, for example the vDSO.
 ///
 /// # Errors
@@ -207,23 +230,29 @@ pub(crate) fn for_each_function(bytes: &[u8], vaddr: u64, mut found: impl FnMut(
 
 /// The bytes and the virtual address of `.eh_frame`: by the section's header or, where these are
 /// stripped, by the pointer in `.eh_frame_hdr`.
-fn read_eh_frame<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Option<(Vec<u8>, u64)> {
+fn read_eh_frame<F: ReadAt + ?Sized>(
+    file: &F,
+    headers: &Headers,
+) -> Result<Option<(Vec<u8>, u64)>, elf::Error> {
     if let Some(section) = headers.section(".eh_frame") {
-        let bytes = elf::read_range(file, section.offset, section.size, ".eh_frame").ok()?;
-        return Some((bytes, section.vaddr));
+        let (offset, size) = (section.offset, section.size);
+        let bytes = elf::read_at_most(file, offset, size, MAX_EH_FRAME, ".eh_frame")?;
+        return Ok(Some((bytes, section.vaddr)));
     }
-    let header_vaddr = headers.eh_frame_hdr?;
-    let header = headers.read_vaddr(file, header_vaddr, 32).ok()?;
+    let Some(header_vaddr) = headers.eh_frame_hdr else {
+        return Ok(None);
+    };
+    let header = headers.read_vaddr(file, header_vaddr, 32)?;
     let bases = gimli::BaseAddresses::default().set_eh_frame_hdr(header_vaddr);
-    let parsed = gimli::EhFrameHdr::new(&header, gimli::LittleEndian)
-        .parse(&bases, 8)
-        .ok()?;
-    let gimli::Pointer::Direct(vaddr) = parsed.eh_frame_ptr() else {
-        return None;
+    let parsed = gimli::EhFrameHdr::new(&header, gimli::LittleEndian).parse(&bases, 8);
+    let Ok(gimli::Pointer::Direct(vaddr)) = parsed.map(|parsed| parsed.eh_frame_ptr()) else {
+        return Ok(None);
     };
     // Its length is not known: up to the end of the segment; a zero entry ends the section.
-    let bytes = headers.read_vaddr(file, vaddr, u64::from(u32::MAX)).ok()?;
-    Some((bytes, vaddr))
+    Ok(Some((
+        headers.read_vaddr(file, vaddr, MAX_EH_FRAME)?,
+        vaddr,
+    )))
 }
 
 fn fde_pieces(section: &mut Section, code: &Code, report: &mut Report) -> Vec<Piece> {

@@ -95,10 +95,6 @@ fn parsers_may_do_nothing_and_hold_nothing() {
             is(set, "0000000000000000");
         }
         is("NoNewPrivs", "1");
-        is("Groups", "");
-        for ids in ["Uid", "Gid"] {
-            is(ids, &[NOBODY; 4].join("\t"));
-        }
         let limits = read_to_string(format!("/proc/{pid}/limits")).unwrap();
         for (limit, most) in [
             ("Max core file size", 0),
@@ -137,6 +133,20 @@ fn parsers_may_do_nothing_and_hold_nothing() {
         .keys()
         .any(|note| note.contains("parse"));
     assert!(!warned, "{}", profile.explain());
+}
+
+#[test]
+fn parsers_that_begin_with_the_run_are_nobody() {
+    let _alone = alone();
+    // All its files are the system's: the first parsers are the last.
+    let target = Target::run_unready(Command::new("sleep").arg(LIFE));
+    let running = Agent::timed(target.pid(), patience(2.0).as_secs_f64()).start();
+    let nobody = |pid: u32, ids: &str| field(pid, ids) == Some([NOBODY; 4].join("\t"));
+    let is_nobody = |pid: &u32| {
+        let groups = field(*pid, "Groups").is_some_and(|groups| groups.is_empty());
+        groups && nobody(*pid, "Uid") && nobody(*pid, "Gid")
+    };
+    assert!(idle_parsers(&running).iter().any(is_nobody));
 }
 
 #[test]

@@ -223,7 +223,7 @@ fn hold(tell: i32, wait: i32, go: i32) -> io::Result<()> {
     unsafe {
         // Our own copy of the other end would keep `read` waiting after the agent's end.
         libc::close(go);
-        process::restore_open_files();
+        process::restore_limits();
         let pid = libc::getpid().to_ne_bytes();
         if libc::write(tell, pid.as_ptr().cast(), pid.len()) != 4 {
             return Err(io::Error::last_os_error());

@@ -8,13 +8,17 @@ pub mod args;
 pub mod destination;
 pub mod diff;
 pub mod diff_args;
+pub mod doctor;
+pub mod doctor_args;
 pub mod generate;
 pub mod launch;
+pub mod privileges;
 pub mod profile;
 pub mod profile_args;
 pub mod program;
 pub mod record;
 pub mod record_args;
+pub mod refusal;
 pub mod report;
 pub mod report_args;
 pub mod run;
@@ -40,6 +44,8 @@ pub enum Exit {
     Usage,
     /// The target was idle or gone; the outputs are valid and empty.
     NothingSeen,
+    /// `agent doctor`: something works, but shows less than it could.
+    Degraded,
 }
 
 impl Exit {
@@ -49,7 +55,7 @@ impl Exit {
             Exit::Ok => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
-            Exit::NothingSeen => 3,
+            Exit::NothingSeen | Exit::Degraded => 3,
         }
     }
 }

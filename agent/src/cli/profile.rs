@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
+use super::privileges::{self, Privileges};
 use super::profile_args::ProfileSpec;
 use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
@@ -15,12 +16,12 @@ use super::spec::{OutputSpec, TargetSpec, default_name};
 use super::terminal;
 use crate::calendar;
 use crate::output::{self, Format, summary};
+use crate::preflight::checks::Probe;
 use crate::preflight::{self, Kernel};
-use crate::probe::cpu::Clock;
-use crate::probe::{syscalls, tcp};
+use crate::probe::cpu::{self as cpu_probe, Clock};
 use crate::profile::{Facts, Profile};
 use crate::recorder::cpu::{Cpu, facts};
-use crate::session::{Attached, Loaded, Needs};
+use crate::session::{Attached, Loaded};
 
 /// Functions that the summary lists.
 const FUNCTIONS: usize = 10;
@@ -33,19 +34,13 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     let entered = Instant::now();
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
+    privileges::check(Probe::Profile, &spec.target, true)?;
     let kernel = Kernel::probe()?;
     let started = calendar::now();
     let mut subjects = Subjects::take(&spec.target)?;
     let (comm, pid) = subjects.first(&spec.target);
     let outputs = prepare(&spec.output, &comm, pid, started)?;
-    let loaded = Loaded::load(
-        kernel,
-        &Needs {
-            stacks: true,
-            unused_maps: vec![tcp::MAPS, syscalls::MAPS],
-            ..Needs::default()
-        },
-    )?;
+    let loaded = Loaded::load(kernel, &cpu_probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
     run::make_ready(&mut session, &spec.target)?;
@@ -55,6 +50,15 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
     if verbosity.verbose > 0 {
         say_start(&session, cpu.clock, start_ms);
     }
+    let privileges = Privileges::of(
+        Probe::Profile,
+        true,
+        &spec.target,
+        session.kernel(),
+        outputs.iter().map(|(destination, _)| destination),
+        verbosity,
+    );
+    privileges.settle();
     subjects.release()?;
     let ended = sample(
         &mut session,
@@ -70,6 +74,7 @@ pub async fn run(spec: ProfileSpec, verbosity: Verbosity) -> anyhow::Result<u8> 
         .finish(&mut |bytes, targets| cpu.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
+    privileges.finish();
     let facts = Facts {
         start_ms,
         ..facts(&session, started, duration, ended.name())

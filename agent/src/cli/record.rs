@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
+use super::privileges::{self, Privileges};
 use super::record_args::RecordSpec;
 use super::run::{self, Ended, Progress, Subjects, progress_line};
 use super::signals::Signals;
@@ -16,8 +17,8 @@ use super::spec::{Scope, TargetSpec, default_name};
 use super::terminal;
 use crate::capture::{self, Capture, redact};
 use crate::output::summary;
+use crate::preflight::checks::Probe;
 use crate::preflight::{self, Kernel};
-use crate::process::container;
 use crate::profile::Facts;
 use crate::recorder::cpu::facts;
 use crate::recorder::{Options, Recorder};
@@ -36,6 +37,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let entered = Instant::now();
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
+    privileges::check(Probe::Record, &spec.target, true)?;
     let kernel = Kernel::probe_with(&Recorder::fields())?;
     let started = calendar::now();
     let mut subjects = Subjects::take(&spec.target)?;
@@ -48,12 +50,21 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
     run::make_ready(&mut session, &spec.target)?;
-    let first = view::Target { pid, comm };
+    let first = view::Target::new(pid, comm);
     let mut recorder = Recorder::attach(&mut session, &options, first).await?;
     let start_ms = recorder.begin().duration_since(entered).as_secs_f64() * 1e3;
     if verbosity.verbose > 0 {
         say_start(&session, &recorder, start_ms);
     }
+    let privileges = Privileges::of(
+        Probe::Record,
+        true,
+        &spec.target,
+        session.kernel(),
+        [&destination],
+        verbosity,
+    );
+    privileges.settle();
     subjects.release()?;
     let ended = watch(
         &mut session,
@@ -66,6 +77,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     .await?;
     recorder.finish(&mut session).await?;
     let command = subjects.finish(ended);
+    privileges.finish();
     let facts = Facts {
         start_ms,
         ..facts(&session, started, recorder.duration(), ended.name())
@@ -96,11 +108,10 @@ pub(super) fn target(spec: &TargetSpec, subjects: &Subjects) -> capture::Target 
                 .map(|word| word.to_string_lossy().into_owned())
                 .collect(),
         ),
-        Scope::Processes(_) => first.and_then(|process| process.command_line()),
+        Scope::Processes(_) | Scope::Group(_) => first.and_then(|process| process.command_line()),
     };
     capture::Target {
         command_line: words.map(|words: Vec<String>| redact::command_line(&words)),
-        container: first.and_then(|process| container::of(process.pid())),
         ..capture::Target::default()
     }
 }

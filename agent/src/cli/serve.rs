@@ -12,13 +12,16 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
 use super::args::Verbosity;
+use super::privileges::{self, Privileges};
 use super::record;
 use super::run::{self, Ended, Subjects};
 use super::serve_args::ServeSpec;
 use super::signals::Signals;
 use crate::capture::Capture;
 use crate::output::{escape, live as page, metrics};
+use crate::preflight::checks::Probe;
 use crate::preflight::{self, Kernel};
+use crate::process::privilege;
 use crate::recorder::live::{Live, MAX_WINDOW};
 use crate::recorder::{Options, Recorder};
 use crate::serve::{Answer, Asked, Question, Server};
@@ -36,6 +39,7 @@ const WINDOWS: [u32; 3] = [10, 30, MAX_WINDOW];
 pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     preflight::check_frequency(spec.frequency.get())?;
+    privileges::check(Probe::Record, &spec.target, true)?;
     let server = Server::bind(spec.listen).await?;
     let kernel = Kernel::probe_with(&Recorder::fields())?;
     let started = calendar::now();
@@ -48,9 +52,18 @@ pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
     run::make_ready(&mut session, &spec.target)?;
-    let first = Target { pid, comm };
+    let first = Target::new(pid, comm);
     let site = Site::new(&first, spec.window)?;
     let live = Live::attach(&mut session, &options, started, first, known).await?;
+    Privileges::of(
+        Probe::Record,
+        true,
+        &spec.target,
+        session.kernel(),
+        [],
+        verbosity,
+    )
+    .settle();
     subjects.release()?;
     say(&server, verbosity);
     let mut asked = server.start();
@@ -230,6 +243,7 @@ impl Site {
         let file = format!("{}-{}.zip", self.file, calendar::Utc::at(now).compact());
         let writing = Arc::clone(&self.writing);
         let body = move || {
+            let _ = privilege::drop_to(&[]);
             let written = match bundle::write(&capture) {
                 Ok(bytes) => Answer {
                     file: Some(file),

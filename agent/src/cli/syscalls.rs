@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, Target};
+use super::privileges::{self, Privileges};
 use super::run::{self, Ended, Subjects};
 use super::signals::Signals;
 use super::stdout::Stdout;
@@ -16,12 +17,12 @@ use super::terminal;
 use crate::calendar;
 use crate::output::{self, table::Live};
 use crate::preflight::Kernel;
+use crate::preflight::checks::Probe;
 use crate::probe::syscalls::{self, Options};
-use crate::probe::tcp;
 use crate::profile::Profile;
 use crate::recorder::cpu::facts;
 use crate::recorder::syscalls::Syscalls;
-use crate::session::{Attached, Loaded, Needs};
+use crate::session::{Attached, Loaded};
 use crate::syscalls::Report;
 
 /// Counts, prints and writes; returns the exit code.
@@ -30,6 +31,11 @@ use crate::syscalls::Report;
 /// Whatever keeps the run from starting, or its outputs from being written.
 pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
+    let probe = match spec.latency {
+        true => Probe::SyscallsLatency,
+        false => Probe::Syscalls,
+    };
+    privileges::check(probe, &spec.target, spec.stacks)?;
     let kernel = Kernel::probe_with(syscalls::FIELDS)?;
     let started = calendar::now();
     let files = prepare(&spec)?;
@@ -42,21 +48,22 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         errnos: spec.errnos.clone(),
         arguments: spec.arguments,
     };
-    let needs = Needs {
-        stacks: spec.stacks,
-        // Thousands of arguments may be new at once; stacks of code not known yet come with their
-        // memory.
-        ring_bytes: 4 << 20,
-        globals: options.globals(&kernel)?,
-        unused_maps: vec![options.unused_maps(), tcp::MAPS],
-        ..Needs::default()
-    };
+    let needs = options.needs(&kernel)?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
     if spec.stacks {
         session.tables_ready().await;
     }
     let failures = Syscalls::attach(&mut session, &options)?;
+    let privileges = Privileges::of(
+        probe,
+        spec.stacks,
+        &spec.target,
+        session.kernel(),
+        files.iter().map(|(destination, _)| destination),
+        verbosity,
+    );
+    privileges.settle();
     subjects.release()?;
     let begin = Instant::now();
     let mut view = View::new(failures, &spec, verbosity);
@@ -66,6 +73,7 @@ pub async fn run(spec: SyscallsSpec, verbosity: Verbosity) -> anyhow::Result<u8>
         .finish(&mut |bytes, targets| view.failures.take(bytes, targets))
         .await;
     let command = subjects.finish(ended);
+    privileges.finish();
     let report = view.report(&session, true);
     let shown = view.finish(&report);
     let facts = facts(&session, started, begin.elapsed(), ended.name());

@@ -10,6 +10,7 @@ use anyhow::Context;
 
 use super::args::Verbosity;
 use super::destination::{Destination, OutputError, Sink, Target};
+use super::privileges::{self, Privileges};
 use super::run::{self, Subjects};
 use super::signals::Signals;
 use super::tcp_args::{By, TcpFormat, TcpSpec};
@@ -18,7 +19,8 @@ use crate::output::escape;
 use crate::output::table::{Live, Style};
 use crate::output::tcp as output;
 use crate::preflight::Kernel;
-use crate::probe::tcp::{self as probe, Probe};
+use crate::preflight::checks::Probe;
+use crate::probe::tcp as probe;
 use crate::recorder::tcp::{Listing, Tcp};
 use crate::session::{Attached, Loaded};
 use crate::tcp::view::{self, Document, Span};
@@ -30,15 +32,27 @@ use crate::tcp::{Connections, filter};
 /// Whatever keeps the run from starting, or its output from being written.
 pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
+    privileges::check(Probe::Tcp, &spec.target, false)?;
     let kernel = Kernel::probe_with(&probe::fields())?;
     let mut subjects = Subjects::take(&spec.target)?;
     let (comm, pid) = subjects.first(&spec.target);
-    let mut show = Show::new(&spec, Destination::prepare(spec.output.clone())?, verbosity)?;
+    let destination = Destination::prepare(spec.output.clone())?;
+    let writing = destination.clone();
+    let mut show = Show::new(&spec, destination, verbosity)?;
     let loaded = Loaded::load(kernel, &probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
-    let tcp = Tcp::attach(&mut session, view::Target { pid, comm })?;
+    let tcp = Tcp::attach(&mut session, view::Target::new(pid, comm))?;
     show.say_hooks(&tcp.probe);
+    let privileges = Privileges::of(
+        Probe::Tcp,
+        false,
+        &spec.target,
+        session.kernel(),
+        [&writing],
+        verbosity,
+    );
+    privileges.settle();
     subjects.release()?;
     let tcp = RefCell::new(tcp);
     let mut shown = Duration::ZERO;
@@ -64,6 +78,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     .await;
     let seen = end(&mut session, &mut tcp.into_inner(), &spec, &mut show);
     let command = subjects.finish(ended);
+    privileges.finish();
     let shown = show.finish(verbosity);
     failure.map_or(Ok(()), Err)?;
     let seen = seen?;
@@ -169,7 +184,7 @@ impl Show {
         })
     }
 
-    fn say_hooks(&mut self, probe: &Probe) {
+    fn say_hooks(&mut self, probe: &probe::Probe) {
         self.hooks = format!("hooks: {}", probe.hooks.join(", "));
         if self.verbosity.verbose > 0 {
             let _ = writeln!(io::stderr(), "agent: {}", self.hooks);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Addresses, Named, Names, Place, Work, name_all, places, text};
 use crate::probe::cpu::{Key, RawStack, Samples};
+use crate::process::privilege::{self, Cap};
 use crate::profile::{Frame, FrameId, Profile, Space, Stack};
 use crate::session::target::Targets;
 
@@ -92,6 +93,7 @@ impl LiveNames {
         let pending = making.missing.values().map(BTreeSet::len).sum();
         self.begin(making.missing, targets);
         let mut profile = making.profile;
+        profile.accounting.notes = self.known.accounting.notes.clone();
         let frames = profile.frames.iter();
         let used: HashSet<&str> = frames.filter_map(|frame| frame.module.as_deref()).collect();
         let known = self.known.modules.iter();
@@ -168,7 +170,10 @@ impl LiveNames {
         let (done, named) = mpsc::channel();
         let since = Instant::now();
         // Nobody may be waiting any more when it is done.
-        let body = move || drop(done.send(name_all(work, WORKERS)));
+        let body = move || {
+            let _ = privilege::drop_to(&[Cap::DacReadSearch]);
+            drop(done.send(name_all(work, WORKERS)));
+        };
         let spawned = thread::Builder::new().name("naming".to_owned()).spawn(body);
         self.doing = spawned.is_ok().then_some(Doing { since, named });
     }

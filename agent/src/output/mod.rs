@@ -4,6 +4,7 @@
 //! Adding a format takes its own file and one line in [`Format`].
 
 pub mod diff;
+pub mod doctor;
 pub mod escape;
 pub mod findings;
 mod folded;

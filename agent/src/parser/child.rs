@@ -56,7 +56,8 @@ pub(super) fn serve(channel: &Channel<'_>) -> Result<(), Lost> {
             Kind::WantTable => table(channel, &file)?,
             Kind::WantNames => names(channel, &file, &request(&bytes)?)?,
             Kind::WantJitNames => {
-                let frames = symbolize::perf_map(&file, &request(&bytes)?.addresses);
+                let request = request(&bytes)?;
+                let frames = symbolize::perf_map(&file, &request.addresses, &budget(&request));
                 send_frames(channel, frames)?;
             }
             _ => return Err(Lost::Garbled),
@@ -66,6 +67,11 @@ pub(super) fn serve(channel: &Channel<'_>) -> Result<(), Lost> {
 
 fn request(bytes: &[u8]) -> Result<NamesRequest, Lost> {
     Reader(bytes).names_request().ok_or(Lost::Garbled)
+}
+
+fn budget(request: &NamesRequest) -> Budget {
+    let time = Duration::from_millis;
+    Budget::rest(time(request.details_ms), time(request.total_ms))
 }
 
 fn table(channel: &Channel<'_>, file: &File) -> Result<(), Lost> {
@@ -93,8 +99,7 @@ fn table(channel: &Channel<'_>, file: &File) -> Result<(), Lost> {
 }
 
 fn names(channel: &Channel<'_>, file: &File, request: &NamesRequest) -> Result<(), Lost> {
-    let time = Duration::from_millis;
-    let budget = Budget::rest(time(request.details_ms), time(request.total_ms));
+    let budget = budget(request);
     let debug = Asked { channel };
     let frames = symbolize::module(file, "", &debug, &request.addresses, &budget);
     let mut content = Writer::default();

@@ -337,7 +337,7 @@ impl Parser {
         budget: &Budget,
     ) -> Vec<Vec<Frame>> {
         if self.is_missing() {
-            return symbolize::perf_map(file, addresses);
+            return symbolize::perf_map(file, addresses, budget);
         }
         let (_, left) = budget.left();
         let request = NamesRequest {

@@ -7,7 +7,7 @@ use seccompiler::{
     SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-use crate::process::privilege;
+use crate::process::privilege::{self, Caps};
 
 /// Descriptors of the [helper process](crate::process::helper::Helper): the socket, the life line,
 /// nowhere.
@@ -29,14 +29,11 @@ pub(super) fn enter(address_space: u64) -> Vec<String> {
     ignore_signals();
     note("inherited descriptors stay open", close_others());
     note("its memory and files are not limited", limit(address_space));
-    privilege::empty_bounding_set();
+    // A change of the user takes away what it takes to do this.
+    privilege::limit_bounding_set(Caps::default());
     // Without the capabilities for it the user stays: it is not root then, or one without power.
     become_nobody();
-    note("it keeps capabilities", privilege::give_up_all());
-    note(
-        "it may gain privileges",
-        prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
-    );
+    note("it keeps privileges", privilege::drop_to(&[]));
     note(
         "it can be traced by others",
         prctl(libc::PR_SET_DUMPABLE, 0),

@@ -14,12 +14,13 @@ use aya::maps::{Array, HashMap as BpfMap, MapData, PerCpuArray, PerCpuHashMap};
 use aya::programs::TracePoint;
 
 use super::cpu::RawStack;
+use super::tcp;
 use crate::preflight::{self, Kernel};
 use crate::process;
 use crate::profile::TargetFacts;
 use crate::session::target::{Targets, Tracked};
 use crate::session::tracepoint::Tracepoint;
-use crate::session::{Attached, Error, attach_raw_tracepoint, program_mut, take};
+use crate::session::{Attached, Error, Needs, attach_raw_tracepoint, program_mut, take};
 use crate::syscalls::table::{self, Spec};
 use arguments::Known;
 
@@ -82,6 +83,9 @@ pub const FIELDS: &[&str] = &[
 /// The maps that only this probe uses, for commands that do without it.
 pub const MAPS: &[&str] = &["ROWS", "ARGUMENTS", "STACK_COUNTS", "BUCKETS", "STARTS"];
 
+/// Thousands of arguments may be new at once; stacks of code not known yet come with their memory.
+const RING_BYTES: u32 = 4 << 20;
+
 impl Options {
     /// What the programs are told before they are loaded.
     ///
@@ -137,6 +141,20 @@ impl Options {
             ("SKC_V6_RCV_SADDR", of("sock_common.skc_v6_rcv_saddr")?),
             ("INET_SPORT", of("inet_sock.inet_sport")?),
         ])
+    }
+
+    /// What the session must provide.
+    ///
+    /// # Errors
+    /// When the kernel lacks a field that the programs need.
+    pub fn needs(&self, kernel: &Kernel) -> Result<Needs, preflight::Error> {
+        Ok(Needs {
+            stacks: self.stacks,
+            ring_bytes: RING_BYTES,
+            globals: self.globals(kernel)?,
+            unused_maps: vec![self.unused_maps(), tcp::MAPS],
+            ..Needs::default()
+        })
     }
 
     /// Maps that the run does without.
@@ -292,7 +310,8 @@ impl Failures {
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
         let taken = match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
             Some(record::SYSCALL) => {
-                arguments::decode(bytes, &self.specs, targets).map(|(key, known)| {
+                let process = |tgid| targets.list().get(targets.find(tgid)?)?.process.as_ref();
+                arguments::decode(bytes, &self.specs, process).map(|(key, known)| {
                     self.known.insert(key, known);
                 })
             }
@@ -341,7 +360,17 @@ pub fn target_facts(tracked: &Tracked) -> TargetFacts {
         pid: tracked.pid,
         comm: tracked.comm.clone(),
         exe: tracked.exe.clone(),
+        container: tracked.place.container.clone(),
+        cgroup: tracked.place.cgroup.clone(),
     }
+}
+
+/// What a record of a failing call says, with no process to ask.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn described(bytes: &[u8]) -> Option<String> {
+    static SPECS: std::sync::OnceLock<Vec<Spec>> = std::sync::OnceLock::new();
+    let specs = SPECS.get_or_init(|| table::all(MAX_NUMBERS));
+    arguments::decode(bytes, specs, |_| None).map(|(_, known)| known.value)
 }
 
 /// The hash of a stack, the process it was first seen in, and its frames.

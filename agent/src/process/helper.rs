@@ -280,6 +280,6 @@ mod tests {
         assert!(usage().1 > 0 && resident_pages() > 0);
         assert!(helper.cpu_time().is_some());
         drop(helper);
-        assert!(super::super::is_gone(pid as u32));
+        assert!(peak_resident(pid).is_none());
     }
 }

@@ -1,8 +1,12 @@
 //! What the agent asks of and about itself.
 
-use std::fs;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 
 use super::helper;
 
@@ -10,7 +14,7 @@ use super::helper;
 static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
 
 /// Allows this process as many open files as it may have: it holds the files of every module, and
-/// a descriptor for each process in scope.
+/// two descriptors for each process in scope.
 pub fn raise_open_files() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -25,12 +29,57 @@ pub fn raise_open_files() {
     }
 }
 
-/// Undoes [`raise_open_files`], in a new process before it executes its program. Only
-/// async-signal-safe calls are made.
-pub fn restore_open_files() {
+/// The limit of locked memory that this process was started with, once it has been changed.
+static LOCKED_MEMORY: OnceLock<libc::rlimit> = OnceLock::new();
+
+/// Allows this process as much locked memory as it may have: kernels before 5.11 charge BPF maps
+/// to it. Without `CAP_SYS_RESOURCE` that is its hard limit.
+pub fn raise_locked_memory() {
+    let Ok(before) = locked_memory() else {
+        return;
+    };
+    let before = *LOCKED_MEMORY.get_or_init(|| before);
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    let most = libc::rlimit {
+        rlim_cur: before.rlim_max,
+        ..before
+    };
+    // SAFETY: the call reads the structure only.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const most) };
+    }
+}
+
+/// The limit of locked memory (`RLIMIT_MEMLOCK`).
+///
+/// # Errors
+/// What `getrlimit` answers.
+pub fn locked_memory() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call writes the structure only.
+    match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } {
+        0 => Ok(limit),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Undoes [`raise_open_files`] and [`raise_locked_memory`], in a new process before it executes its
+/// program. Only async-signal-safe calls are made.
+pub fn restore_limits() {
     if let Some(limit) = OPEN_FILES.get() {
         // SAFETY: the call reads the structure only.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) };
+    }
+    if let Some(limit) = LOCKED_MEMORY.get() {
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, limit) };
     }
 }
 
@@ -46,8 +95,17 @@ pub fn own_usage() -> (f64, u64) {
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     (
         seconds(usage.ru_utime) + seconds(usage.ru_stime) + helpers_seconds,
-        usage.ru_maxrss as u64 * 1024 + helpers_peak,
+        peak_resident_bytes().unwrap_or(usage.ru_maxrss as u64 * 1024) + helpers_peak,
     )
+}
+
+/// Peak resident bytes (`VmHWM`): `ru_maxrss` counts what the process was before its exec, a copy
+/// of whoever started it.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// Resident bytes of the agent and its helper processes now; the program and the libraries, which
@@ -94,6 +152,36 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: the structure is ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Gives an open file that has no name (`O_TMPFILE`) this one, which must be free.
+///
+/// # Errors
+/// `AlreadyExists` where anything has the name, a symbolic link too; what linkat(2) answers else.
+pub fn name_file(file: &File, path: &Path) -> io::Result<()> {
+    let open = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: both paths end in zero and outlive the call.
+    let failed = unsafe {
+        libc::linkat(
+            libc::AT_FDCWD,
+            open.as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The wall clock's time at a moment of the monotonic clock, in nanoseconds.
+pub fn wall_time(monotonic: u64) -> SystemTime {
+    let ago = monotonic_ns().saturating_sub(monotonic);
+    let now = SystemTime::now();
+    now.checked_sub(Duration::from_nanos(ago)).unwrap_or(now)
 }
 
 /// Bytes of memory of the BPF maps that this process holds open.

@@ -79,14 +79,17 @@ impl Cpu {
         profile
     }
 
-    /// Adds the facts, the account of the ticks since the begin and the cost to a profile of samples.
+    /// Adds the facts, the account of the ticks since the begin and the cost to a profile of samples,
+    /// whose notes stay.
     pub fn describe(&self, profile: &mut Profile, session: &Attached, facts: Facts) {
         profile.facts = Facts {
             event: self.clock.name().to_owned(),
             frequency: self.frequency,
             ..facts
         };
+        let noted = std::mem::take(&mut profile.accounting.notes);
         profile.accounting = self.accounting(session, &profile.facts);
+        profile.accounting.notes.extend(noted);
         profile.cost = cost(session, &profile.accounting);
     }
 
@@ -111,7 +114,11 @@ impl Cpu {
             accounting.lost.insert(counter.name().into(), count);
         }
         accounting.lost.insert("undecoded".into(), undecoded);
-        for counter in [Counter::LostChild, Counter::LostProcessRecord] {
+        for counter in [
+            Counter::LostChild,
+            Counter::LostProcessRecord,
+            Counter::IdReused,
+        ] {
             if counters.get(counter) > 0 {
                 let cause = counter.name().replace('_', " ");
                 accounting.notes.insert(cause, counters.get(counter));

@@ -5,6 +5,7 @@
 pub mod btf;
 pub mod deferred;
 pub mod modules;
+mod namespace;
 pub mod records;
 pub mod sideband;
 mod tables;
@@ -21,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{Iter, RawTracePoint};
+use aya::programs::{ProgramError, RawTracePoint};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::preflight::Kernel;
+use crate::preflight::refusal::{Operation, Refusal};
 use crate::process::{self, Process};
 use deferred::Deferred;
 use modules::Builders;
@@ -51,12 +53,13 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Most samples that wait for code to become known: some 18 KB each.
 const MAX_WAITING: usize = 4096;
 /// Longest time that the end of the run waits for unwind tables.
-const LAST_TABLES: Duration = Duration::from_secs(2);
+const LAST_TABLES: Duration = Duration::from_secs(1);
 
 /// The programs that follow the life of processes, and their tracepoints.
-const LIFE: [(&str, &str); 3] = [
+const LIFE: [(&str, &str); 4] = [
     ("process_fork", "sched_process_fork"),
     ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
     ("process_free", "sched_process_free"),
 ];
 
@@ -67,7 +70,7 @@ pub enum Error {
     #[error(transparent)]
     Preflight(#[from] crate::preflight::Error),
     /// The bytecode could not be loaded.
-    #[error("the kernel refused agent's BPF maps or types{}", load_hint(.0))]
+    #[error("the kernel refused agent's BPF maps or types")]
     Load(#[source] Box<aya::EbpfError>),
     /// A program was refused.
     #[error("cannot load the BPF program {program}")]
@@ -99,6 +102,9 @@ pub enum Error {
     /// It is in a PID namespace that the agent's does not contain.
     #[error("process {0} could not be found by the kernel's task iterator")]
     NoTgid(u32),
+    /// The kernel does not tell what processes map.
+    #[error("cannot open the perf side band")]
+    Sideband(#[from] sideband::Error),
     /// An operating system call failed.
     #[error("{what}")]
     Io {
@@ -109,14 +115,30 @@ pub enum Error {
     },
 }
 
-fn load_hint(error: &aya::EbpfError) -> &'static str {
-    match error {
-        aya::EbpfError::MapError(aya::maps::MapError::CreateError { io_error, .. })
-            if io_error.raw_os_error() == Some(libc::EPERM) =>
-        {
-            " (kernels before 5.11 charge BPF maps to RLIMIT_MEMLOCK: try `ulimit -l unlimited`)"
+impl Error {
+    /// What the kernel was asked for and answered, where it was the kernel that said no.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let operation = match self {
+            Error::Load(_) | Error::Target(target::Error::Tables(_)) => Operation::Map,
+            Error::Program { .. } => Operation::Program,
+            Error::Attach { source, .. } => match &**source {
+                ProgramError::SyscallError(error) if error.call == "perf_event_open" => {
+                    Operation::PerfEvent
+                }
+                _ => Operation::Attach,
+            },
+            Error::Sideband(error) => return error.refusal(),
+            Error::Io { .. } => Operation::Other,
+            _ => return None,
+        };
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            if let Some(errno) = error.downcast_ref().and_then(io::Error::raw_os_error) {
+                return Some(Refusal { operation, errno });
+            }
+            source = error.source();
         }
-        _ => "",
+        None
     }
 }
 
@@ -141,6 +163,8 @@ pub struct Needs {
 pub struct Follow {
     /// What they fork, too.
     pub children: bool,
+    /// One that is refused does not end the run, unless all are.
+    pub tolerant: bool,
     /// Samples only from their next exec on: they are the agent's own children until then.
     pub from_exec: bool,
 }
@@ -224,18 +248,14 @@ impl Loaded {
         for (program, hook) in LIFE {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
-        let cpus: &[u32] = if self.builders.is_some() {
-            &self.kernel.cpus
-        } else {
-            &[]
+        let cpus: &[u32] = match self.builders {
+            Some(_) => &self.kernel.cpus,
+            None => &[],
         };
-        let sideband = Sideband::open(cpus).map_err(|source| Error::Io {
-            what: "cannot open the perf side band",
-            source,
-        })?;
-        let tgids = self.initial_ids(&targets)?;
+        let sideband = Sideband::open(cpus)?;
+        let tgids = namespace::initial_ids(&mut self.ebpf, &self.kernel, &targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
-        let scope: BpfMap<MapData, u32, [u32; 2]> = take(&mut self.ebpf, "TARGETS")?;
+        let scope: BpfMap<MapData, u32, [u64; 3]> = take(&mut self.ebpf, "TARGETS")?;
         let mut attached = Attached {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
@@ -247,6 +267,7 @@ impl Loaded {
             bytes: 0,
             waiting_events: VecDeque::new(),
             deferred: Vec::new(),
+            skipped: 0,
         };
         for fd in attached.sideband.fds() {
             attached.watch.add(fd)?;
@@ -257,6 +278,7 @@ impl Loaded {
         } else {
             0
         };
+        let mut refusal = None;
         for (process, tgid) in targets.into_iter().zip(tgids) {
             let others = !attached.targets.list().is_empty();
             if others && process.has_ended() {
@@ -268,28 +290,18 @@ impl Loaded {
             }
             match attached.targets.add(process, tgid, flags) {
                 Err(target::Error::Process(process::Error::NotFound(_))) if others => {}
+                Err(error) if follow.tolerant => {
+                    attached.targets.leave_out();
+                    refusal.get_or_insert(error);
+                }
                 added => added?,
             }
         }
+        if let Some(refusal) = refusal.filter(|_| attached.targets.list().is_empty()) {
+            return Err(refusal.into());
+        }
         attached.targets.flush(TABLES_WAIT);
         Ok(attached)
-    }
-
-    /// The thread-group ids of the targets in the initial PID namespace; `None` where there is no
-    /// such process any more.
-    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<Option<u32>>, Error> {
-        if self.kernel.ns_level == 0 {
-            return Ok(targets.iter().map(|process| Some(process.pid())).collect());
-        }
-        let mut wanted: BpfMap<MapData, u32, u32> = take(&mut self.ebpf, "WANTED")?;
-        for process in targets {
-            wanted
-                .insert(process.pid(), 0, 0)
-                .map_err(|_| Error::Map("WANTED"))?;
-        }
-        run_task_iterator(&mut self.ebpf)?;
-        let id = |process: &Process| wanted.get(&process.pid(), 0).ok().filter(|&id| id != 0);
-        Ok(targets.iter().map(id).collect())
     }
 }
 
@@ -328,29 +340,6 @@ pub fn take<M: TryFrom<aya::maps::Map>>(ebpf: &mut Ebpf, name: &'static str) -> 
         .ok_or(Error::Map(name))
 }
 
-fn run_task_iterator(ebpf: &mut Ebpf) -> Result<(), Error> {
-    let program = "iter_task";
-    let refused = |source| Error::Program {
-        program,
-        source: Box::new(source),
-    };
-    let btf = aya::Btf::from_sys_fs().map_err(|error| refused(error.into()))?;
-    let iterator: &mut Iter = program_mut(ebpf, program)?;
-    iterator.load("task", &btf).map_err(refused)?;
-    let link = iterator
-        .attach()
-        .and_then(|link| iterator.take_link(link))
-        .map_err(refused)?;
-    let read = |source| Error::Io {
-        what: "cannot run the task iterator",
-        source,
-    };
-    let mut file = link
-        .into_file()
-        .map_err(|error| read(io::Error::other(error)))?;
-    io::copy(&mut file, &mut io::sink()).map(drop).map_err(read)
-}
-
 /// The processes are followed, and what probes are attached are running.
 pub struct Attached {
     ebpf: Ebpf,
@@ -364,6 +353,8 @@ pub struct Attached {
     /// Samples whose walk waits, with the looks that they have waited for.
     waiting_events: VecDeque<(u64, Event)>,
     deferred: Vec<Waiting>,
+    /// Runs that the kernel skipped of programs that are unloaded again.
+    skipped: u64,
 }
 
 impl Attached {
@@ -380,6 +371,32 @@ impl Attached {
     /// The processes and modules.
     pub fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    /// Takes processes into scope that were found while the run goes on, and counts them; those that
+    /// are in scope already stay as they are. Gives the ids of those that were refused.
+    pub fn join(&mut self, processes: Vec<Process>) -> Vec<u32> {
+        let Ok(tgids) = namespace::initial_ids(&mut self.ebpf, &self.kernel, &processes) else {
+            self.targets.leave_out();
+            return processes.iter().map(Process::pid).collect();
+        };
+        let mut refused = Vec::new();
+        for (process, tgid) in processes.into_iter().zip(tgids) {
+            let pid = process.pid();
+            let Some(tgid) = tgid.filter(|_| !self.targets.has(pid)) else {
+                continue;
+            };
+            match self.targets.join(process, tgid) {
+                // Its end wakes us; without it the next tick does.
+                Ok(()) => drop(self.targets.pidfd(tgid).map(|fd| self.watch.add(fd))),
+                Err(target::Error::Process(process::Error::NotFound(_))) => {}
+                Err(_) => {
+                    self.targets.leave_out();
+                    refused.push(pid);
+                }
+            }
+        }
+        refused
     }
 
     /// Makes tables ready for a program that is about to be started.
@@ -440,6 +457,7 @@ impl Attached {
 
     /// What follows a look at the ring: the mapping tables and the walks.
     fn catch_up(&mut self, time: Duration, looks: u32, sink: &mut impl FnMut(&[u8], &Targets)) {
+        self.targets.renew(time);
         if self.targets.is_behind() {
             self.targets.flush(time);
         }
@@ -513,7 +531,7 @@ impl Attached {
     fn on_process(&mut self, event: &ProcessRecord) {
         self.events_of_sideband();
         self.on_events_until(event.time);
-        if event.kind == record::EXIT {
+        if event.kind == record::GONE {
             self.keep_maps(event.tgid);
         }
         self.targets.on_process(event);
@@ -528,9 +546,17 @@ impl Attached {
     /// Takes in the last records when no program runs any more, after the tables that are still
     /// being built.
     pub async fn finish(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
+        // A storm of forks or execs would send records for ever.
+        self.skipped = self.recursion_misses([]);
+        for (program, _) in LIFE {
+            if let Ok(program) = program_mut::<RawTracePoint>(&mut self.ebpf, program) {
+                let _ = program.unload();
+            }
+        }
         while self.take_record(sink) {}
         self.events_of_sideband();
         self.on_events_until(u64::MAX);
+        self.targets.renew(LOOK);
         self.catch_up(Duration::ZERO, LOOKS, sink);
         let deadline = Instant::now() + LAST_TABLES;
         while !self.deferred.is_empty() && self.targets.pending() > 0 {
@@ -541,6 +567,7 @@ impl Attached {
         }
         self.targets.close(!self.deferred.is_empty());
         self.finish_walks(0, sink);
+        self.targets.check_programs();
     }
 
     /// Walks on where more is known now; what has waited for more than `looks` is passed on as it is.
@@ -584,10 +611,10 @@ impl Attached {
         let life = LIFE.iter().map(|&(program, _)| program);
         let misses = |name| {
             let program = self.ebpf.program(name)?;
-            // One that was not loaded has skipped nothing.
+            // One that is not loaded has skipped nothing.
             Some(process::bpf_recursion_misses(program.fd().ok()?.as_fd()))
         };
-        life.chain(programs).filter_map(misses).sum()
+        self.skipped + life.chain(programs).filter_map(misses).sum::<u64>()
     }
 
     /// Bytes of all BPF maps.

@@ -1,7 +1,7 @@
 //! The files mapped by the processes in scope: each once, held open, with its unwind table.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -11,7 +11,8 @@ use tokio::sync::mpsc as results;
 
 use crate::elf::{self, Segment};
 use crate::parser::{Parsed, Parser};
-use crate::process::{self, FileId, Map, Root};
+use crate::process::identity::Entry;
+use crate::process::{self, FileId, Map, Root, privilege};
 use crate::profile::Unnamed;
 use crate::symbolize::debug_files::DebugRoots;
 
@@ -28,7 +29,7 @@ pub struct Module {
     /// Its file's name, to show.
     pub name: String,
     /// Its path as the process sees it.
-    pub path: OsString,
+    pub path: Arc<OsStr>,
     /// The file, if it could be opened.
     pub file: Option<Arc<File>>,
     /// Root directories under which its separate debug files are.
@@ -64,8 +65,8 @@ impl Module {
 /// Where the files of a process are found.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The process.
-    pub pid: u32,
+    /// The process, while it is there.
+    pub process: Option<Entry>,
     /// Its root directory.
     pub root: Root,
     /// Directories under which separate debug files are.
@@ -154,16 +155,16 @@ impl Modules {
         origin: &Origin,
         reserve: impl FnOnce() -> Result<u16, E>,
     ) -> Result<Option<usize>, E> {
-        if map.file.inode == 0 && map.path != VDSO {
+        if map.file.inode == 0 && *map.path != *VDSO {
             return Ok(None);
         }
         // The vDSO's key is the one with inode 0.
         if let Some(&index) = self.by_file.get(&map.file) {
             return Ok(Some(index));
         }
-        let file = match map.path == VDSO {
+        let file = match *map.path == *VDSO {
             true => process::vdso(),
-            false => origin.root.open_mapped(origin.pid, map),
+            false => origin.root.open_mapped(origin.process.as_ref(), map),
         };
         Ok(Some(self.add(map, file, origin, reserve()?)))
     }
@@ -346,7 +347,10 @@ fn build_all(
     done: &results::UnboundedSender<Built>,
     stop: &AtomicBool,
 ) {
+    // The first parser is started with all privileges, so that it can become another user.
     let mut parser = Parser::of_tables();
+    // The files are open already. A filter that forbids even this has said so to the main thread.
+    let _ = privilege::drop_to(&[]);
     loop {
         let job = match queue.lock() {
             Ok(queue) => queue.recv(),

@@ -1,8 +1,10 @@
 //! The perf side band: what processes map and how they name themselves, as the kernel tells it
 //! (`perf_event_open(2)`, records MMAP2 and COMM). Needs no kprobes and no tracefs.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{Ordering, fence};
 
 use perf_event_open_sys::bindings::{
@@ -10,6 +12,7 @@ use perf_event_open_sys::bindings::{
     PERF_RECORD_MMAP2, PERF_SAMPLE_TIME, PERF_TYPE_SOFTWARE, perf_event_attr, perf_event_mmap_page,
 };
 
+use crate::preflight::refusal::{Operation, Refusal};
 use crate::process::{FileId, Map};
 
 /// Bytes of each CPU's ring, without its first page.
@@ -41,6 +44,34 @@ pub enum Event {
     Lost(u64),
 }
 
+/// Why the kernel does not tell.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It refuses the event.
+    #[error("cannot open a perf event on CPU {cpu}")]
+    Event {
+        /// Where.
+        cpu: u32,
+        /// What it answered.
+        source: io::Error,
+    },
+    /// It refuses the ring.
+    #[error("cannot map the ring buffer of a perf event")]
+    Ring(#[source] io::Error),
+}
+
+impl Error {
+    /// What the kernel was asked for and answered.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let (operation, source) = match self {
+            Error::Event { source, .. } => (Operation::PerfEvent, source),
+            Error::Ring(source) => (Operation::PerfRing, source),
+        };
+        let errno = source.raw_os_error()?;
+        Some(Refusal { operation, errno })
+    }
+}
+
 /// One CPU's event and its ring.
 struct Ring {
     fd: OwnedFd,
@@ -67,11 +98,11 @@ impl Sideband {
     ///
     /// # Errors
     /// What `perf_event_open` or `mmap` answers.
-    pub fn open(cpus: &[u32]) -> io::Result<Self> {
+    pub fn open(cpus: &[u32]) -> Result<Self, Error> {
         let rings = cpus
             .iter()
             .map(|&cpu| Ring::open(cpu))
-            .collect::<io::Result<_>>()?;
+            .collect::<Result<_, Error>>()?;
         Ok(Self { rings })
     }
 
@@ -93,7 +124,7 @@ impl Sideband {
 }
 
 impl Ring {
-    fn open(cpu: u32) -> io::Result<Self> {
+    fn open(cpu: u32) -> Result<Self, Error> {
         let mut attr = perf_event_attr {
             type_: PERF_TYPE_SOFTWARE,
             size: size_of::<perf_event_attr>() as u32,
@@ -122,7 +153,8 @@ impl Ring {
             )
         };
         if fd < 0 {
-            return Err(io::Error::last_os_error());
+            let source = io::Error::last_os_error();
+            return Err(Error::Event { cpu, source });
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -138,7 +170,7 @@ impl Ring {
             )
         };
         if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            return Err(Error::Ring(io::Error::last_os_error()));
         }
         Ok(Self {
             fd,
@@ -209,7 +241,7 @@ fn text_at(record: &[u8], at: usize) -> Option<&[u8]> {
     record.get(at..)?.split(|&byte| byte == 0).next()
 }
 
-fn decode(record: &[u8]) -> Option<Event> {
+pub(crate) fn decode(record: &[u8]) -> Option<Event> {
     match u32_at(record, 0)? {
         PERF_RECORD_MMAP2 => mapping(record),
         PERF_RECORD_COMM if u32_at(record, 8)? == u32_at(record, 12)? => Some(Event::Name {
@@ -242,7 +274,7 @@ fn mapping(record: &[u8]) -> Option<Event> {
                 minor: u32_at(record, 44)?,
                 inode: u64_at(record, 48)?,
             },
-            path: std::os::unix::ffi::OsStringExt::from_vec(path.to_vec()),
+            path: OsStr::from_bytes(path).into(),
         },
     })
 }

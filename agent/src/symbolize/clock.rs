@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 /// What a part of one module may cost: its debug information, its table of Go functions, its symbol
 /// tables. Gigabytes take a second or two; only a file made to waste time takes more, and then the
 /// next part names the rest.
-const PART: Duration = Duration::from_secs(10);
-/// What all modules together may cost.
-const RUN: Duration = Duration::from_secs(20);
+const PART: Duration = Duration::from_secs(2);
+/// What all modules together may cost: nobody waits longer for the end of a run.
+const RUN: Duration = Duration::from_secs(3);
 /// The part of that in tenths in which debug information is read: the rest is for symbol tables,
 /// which are quicker.
 const DETAILS: u32 = 7;
@@ -28,11 +28,6 @@ pub fn give_up() -> bool {
     NAMING.load(Ordering::Relaxed) > 0 && !GIVEN_UP.swap(true, Ordering::Relaxed)
 }
 
-/// Whether [`give_up`] was called.
-pub(super) fn has_given_up() -> bool {
-    GIVEN_UP.load(Ordering::Relaxed)
-}
-
 /// The time that the modules of a run have together, from its start on.
 #[derive(Debug)]
 pub struct Budget {
@@ -42,7 +37,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Twenty seconds, which no honest program takes.
+    /// Three seconds, which no honest program takes.
     pub fn start() -> Self {
         Self::lasting(RUN, &GIVEN_UP)
     }

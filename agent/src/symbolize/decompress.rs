@@ -4,7 +4,7 @@ use std::io::{BufReader, Read};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::clock;
+use super::clock::Clock;
 use super::source::Source;
 
 /// Most bytes that one packed byte may stand for: debug information packs three to six to one,
@@ -13,14 +13,17 @@ const MAX_RATIO: u64 = 50;
 /// Bytes that may be packed at any ratio: short sections can be all alike.
 const SMALL: u64 = 1 << 20;
 /// Largest symbol file inside `.gnu_debugdata`, in bytes.
-const MAX_MINI: u64 = 64 << 20;
-/// Largest LZMA2 dictionary that is accepted, as the property byte says it: 64 MiB.
-const MAX_DICTIONARY: u8 = 28;
+const MAX_MINI: u64 = 32 << 20;
+/// Largest LZMA2 dictionary that is accepted, as the property byte says it: 32 MiB. `xz` makes
+/// 8 MiB ones unless told otherwise.
+const MAX_DICTIONARY: u8 = 26;
+/// The same in bytes.
+const DICTIONARY: u64 = 32 << 20;
 /// Bytes unpacked at a time.
 const PIECE: usize = 1 << 20;
 
-/// What is unpacked in this process takes from this.
-pub(super) static MEMORY: Memory = Memory::new(512 << 20);
+/// What is unpacked or read of debug information in this process takes from this.
+pub(super) static MEMORY: Memory = Memory::new(128 << 20);
 
 /// How a section is compressed (`ch_type`).
 #[derive(Clone, Copy)]
@@ -33,7 +36,7 @@ pub(super) enum Method {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     Broken,
-    /// It asks for more memory than it may have, or than others leave it now.
+    /// It asks for more memory than it may have or than others leave it now, or for too much time.
     TooMuch,
 }
 
@@ -54,11 +57,22 @@ impl Memory {
         self.left.store(bytes, Ordering::Relaxed);
     }
 
-    fn reserve(&'static self, bytes: u64) -> Result<Reservation, Failure> {
+    /// Takes so many bytes, if they are left; [`Memory::give_back`] must follow.
+    pub(super) fn take(&self, bytes: u64) -> bool {
         let take = |left: u64| left.checked_sub(bytes);
         self.left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .map_err(|_| Failure::TooMuch)?;
+            .is_ok()
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn reserve(&'static self, bytes: u64) -> Result<Reservation, Failure> {
+        if !self.take(bytes) {
+            return Err(Failure::TooMuch);
+        }
         Ok(Reservation {
             memory: self,
             bytes,
@@ -74,7 +88,7 @@ struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.memory.left.fetch_add(self.bytes, Ordering::Relaxed);
+        self.memory.give_back(self.bytes);
     }
 }
 
@@ -151,18 +165,25 @@ pub(super) fn section(
     packed: Packed<'_>,
     size: u64,
     memory: &'static Memory,
+    clock: &Clock,
 ) -> Result<Unpacked, Failure> {
     if !is_plausible(packed.size, size) {
         return Err(Failure::TooMuch);
     }
     let reservation = memory.reserve(size)?;
+    // A decoder of Zstandard keeps its window beside: as much again at the most.
+    let window = match method {
+        Method::Zlib => 0,
+        Method::Zstd => size,
+    };
+    let _window = memory.reserve(window)?;
     let mut bytes = vec![0; usize::try_from(size).map_err(|_| Failure::TooMuch)?];
     let packed = BufReader::with_capacity(1 << 16, packed);
     match method {
-        Method::Zlib => fill(flate2::bufread::ZlibDecoder::new(packed), &mut bytes)?,
+        Method::Zlib => fill(flate2::bufread::ZlibDecoder::new(packed), &mut bytes, clock)?,
         Method::Zstd => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(packed);
-            fill(decoder.map_err(|_| Failure::Broken)?, &mut bytes)?;
+            fill(decoder.map_err(|_| Failure::Broken)?, &mut bytes, clock)?;
         }
     }
     Ok(Unpacked {
@@ -172,9 +193,9 @@ pub(super) fn section(
 }
 
 /// Fills `bytes` in pieces: a decoder of Zstandard holds as much again as it is asked for.
-fn fill(mut decoder: impl Read, bytes: &mut [u8]) -> Result<(), Failure> {
+fn fill(mut decoder: impl Read, bytes: &mut [u8], clock: &Clock) -> Result<(), Failure> {
     for piece in bytes.chunks_mut(PIECE) {
-        if clock::has_given_up() {
+        if clock.is_over() {
             return Err(Failure::TooMuch);
         }
         decoder.read_exact(piece).map_err(|_| Failure::Broken)?;
@@ -182,28 +203,36 @@ fn fill(mut decoder: impl Read, bytes: &mut [u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Unpacks MiniDebugInfo (an xz stream that holds an ELF file) of at most 64 MiB.
-pub(super) fn mini_debug_info(packed: &[u8], memory: &'static Memory) -> Result<Unpacked, Failure> {
+/// Unpacks MiniDebugInfo (an xz stream that holds an ELF file) of at most 32 MiB.
+pub(super) fn mini_debug_info(
+    packed: &[u8],
+    memory: &'static Memory,
+    clock: &Clock,
+) -> Result<Unpacked, Failure> {
     if dictionary(packed).ok_or(Failure::Broken)? > MAX_DICTIONARY {
         return Err(Failure::TooMuch);
     }
     let most = (packed.len() as u64)
         .saturating_mul(MAX_RATIO)
         .clamp(SMALL, MAX_MINI);
+    let _dictionary = memory.reserve(DICTIONARY)?;
     // What grows is copied: both copies count.
     let mut reservation = memory.reserve(2 * most)?;
     let mut bytes = Vec::new();
-    lzma_rust2::XzReader::new(packed, false)
-        .take(most + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|_| Failure::Broken)?;
-    if bytes.len() as u64 > most {
-        return Err(Failure::TooMuch);
+    let mut stream = lzma_rust2::XzReader::new(packed, false);
+    loop {
+        let piece = stream.by_ref().take(PIECE as u64).read_to_end(&mut bytes);
+        if piece.map_err(|_| Failure::Broken)? == 0 {
+            break;
+        }
+        if bytes.len() as u64 > most || clock.is_over() {
+            return Err(Failure::TooMuch);
+        }
     }
     bytes.shrink_to_fit();
     let held = bytes.len() as u64;
     let spare = reservation.bytes.saturating_sub(held);
-    memory.left.fetch_add(spare, Ordering::Relaxed);
+    memory.give_back(spare);
     reservation.bytes -= spare;
     Ok(Unpacked {
         bytes,
@@ -232,6 +261,7 @@ fn dictionary(packed: &[u8]) -> Option<u8> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed test may panic")]
 mod tests {
+    use super::super::clock::Budget;
     use super::*;
     use std::io::Write;
 
@@ -248,7 +278,8 @@ mod tests {
         memory: &'static Memory,
     ) -> Result<Unpacked, Failure> {
         let packed = Packed::new(packed, 0, packed.len());
-        section(Method::Zlib, packed, size as u64, memory)
+        let clock = Clock::for_details(&Budget::start());
+        section(Method::Zlib, packed, size as u64, memory, &clock)
     }
 
     #[test]

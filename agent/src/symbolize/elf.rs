@@ -16,6 +16,8 @@ const MAX_NAMES: u64 = 4 << 20;
 const MAX_NAME: usize = 64;
 /// Largest note section that is read, in bytes.
 const MAX_NOTE: u64 = 64 << 10;
+/// Longest build id, in bytes: those of all tools have 8 to 32.
+const MAX_BUILD_ID: usize = 64;
 /// Most note sections or segments that are read.
 const MAX_NOTES: usize = 64;
 /// `GNU\0`: owner of the build-id note.
@@ -246,7 +248,7 @@ fn build_id_in(mut notes: &[u8]) -> Option<Vec<u8>> {
         let rest = rest.get(name_size.next_multiple_of(4)..)?;
         let data = rest.get(..data_size)?;
         if name == GNU && header.n_type.get(LE) == elf::NT_GNU_BUILD_ID {
-            return Some(data.to_vec());
+            return (data.len() <= MAX_BUILD_ID).then(|| data.to_vec());
         }
         notes = rest.get(data_size.next_multiple_of(4)..)?;
     }

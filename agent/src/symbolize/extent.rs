@@ -7,6 +7,7 @@ use gimli::{
     BaseAddresses, EhFrame, EhFrameHdr, EhFrameOffset, ParsedEhFrameHdr, Pointer, UnwindSection,
 };
 
+use super::clock::Clock;
 use super::elf::Elf;
 use super::reader::{Contents, Pages};
 use crate::unwind;
@@ -20,15 +21,15 @@ const MAX_MATCHES: usize = 1 << 24;
 
 /// The start (ELF virtual address) of the function that covers each of the ascending addresses;
 /// `None` where the module does not tell.
-pub(super) fn starts(elf: &Elf<'_>, addresses: &[u64]) -> Vec<Option<u64>> {
-    let header = Contents::of(elf, ".eh_frame_hdr");
+pub(super) fn starts(elf: &Elf<'_>, addresses: &[u64], clock: &Clock) -> Vec<Option<u64>> {
+    let header = Contents::of(elf, ".eh_frame_hdr", clock);
     let vaddr = |name| elf.section(name).map_or(0, |section| section.address);
     let bases = BaseAddresses::default()
         .set_eh_frame_hdr(vaddr(".eh_frame_hdr"))
         .set_eh_frame(vaddr(".eh_frame"));
     let header = EhFrameHdr::from(header.reader()).parse(&bases, ADDRESS);
     match header {
-        Ok(header) if header.table().is_some() => looked_up(elf, &header, &bases, addresses),
+        Ok(header) if header.table().is_some() => looked_up(elf, &header, &bases, addresses, clock),
         _ => scanned(elf, vaddr(".eh_frame"), addresses),
     }
 }
@@ -39,8 +40,9 @@ fn looked_up(
     header: &ParsedEhFrameHdr<Pages<'_>>,
     bases: &BaseAddresses,
     addresses: &[u64],
+    clock: &Clock,
 ) -> Vec<Option<u64>> {
-    let frames = Contents::of(elf, ".eh_frame");
+    let frames = Contents::of(elf, ".eh_frame", clock);
     let mut section = EhFrame::from(frames.reader());
     section.set_address_size(ADDRESS);
     let start = |&address: &u64| {

@@ -17,6 +17,8 @@ mod demangle;
 mod dwarf;
 mod elf;
 mod extent;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod go;
 mod kernel;
 mod perf_map;
@@ -56,7 +58,7 @@ pub fn limit_memory(bytes: u64) {
 ///
 /// For each address the functions there, innermost (inlined) first, the physical function last;
 /// at least one frame, which says in [`Frame::unnamed`] why it has no name if it has none.
-/// Debug information that takes more than ten seconds is given up for the symbol table, and so is
+/// Debug information that takes more than two seconds is given up for the symbol table, and so is
 /// everything when the run's `budget` is used up.
 pub fn module(
     file: &File,
@@ -154,13 +156,13 @@ fn named(
         named.reason = Unnamed::NoSymbols;
     }
     if !budget.is_over() {
-        add_starts(&elf, addresses, &mut named);
+        add_starts(&elf, addresses, &mut named, &Clock::for_symbols(budget));
     }
     Ok(named)
 }
 
 /// Looks up where the physical functions start that have no name.
-fn add_starts(elf: &Elf<'_>, addresses: &[u64], named: &mut Named) {
+fn add_starts(elf: &Elf<'_>, addresses: &[u64], named: &mut Named, clock: &Clock) {
     let is_unnamed = |sites: &[Site]| sites.last().is_none_or(|site| site.function.is_none());
     let unnamed: Vec<usize> = (0..addresses.len())
         .filter(|&at| is_unnamed(&named.sites[at]))
@@ -169,7 +171,7 @@ fn add_starts(elf: &Elf<'_>, addresses: &[u64], named: &mut Named) {
         return;
     }
     let wanted: Vec<u64> = unnamed.iter().map(|&at| addresses[at]).collect();
-    let starts = catch_unwind(AssertUnwindSafe(|| extent::starts(elf, &wanted)));
+    let starts = catch_unwind(AssertUnwindSafe(|| extent::starts(elf, &wanted, clock)));
     for (at, start) in unnamed.iter().zip(starts.unwrap_or_default()) {
         named.starts[*at] = start;
     }

@@ -5,13 +5,16 @@ use std::fs::{File, Metadata};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use super::clock::{Budget, Clock};
 use super::demangle::{MAX_NAME, demangle, shorten};
 use crate::profile::{Frame, JIT_MODULE, Space, Unnamed};
 
 /// Most of the file that is read, in bytes.
 const MAX_FILE: u64 = 256 << 20;
 /// Longest line, in bytes; what is more of it is no line.
-const MAX_LINE: u64 = 2 * MAX_NAME as u64;
+const MAX_LINE: usize = 2 * MAX_NAME;
+/// Bytes read at once.
+const BLOCK: u64 = 1 << 20;
 /// Matches after which the file is taken for a hostile one (every line covering every address).
 const MAX_MATCHES: u64 = 1 << 26;
 
@@ -50,45 +53,103 @@ pub fn check_perf_map_owner(metadata: &Metadata, uid: u32) -> Result<(), NotTrus
 
 /// Names runtime addresses, which are in ascending order, from the lines `START SIZE NAME` of an
 /// open perf map, numbers in hexadecimal. Where lines overlap, the last one counts, since a JIT
-/// uses memory again. At most the first 256 MiB are read. One frame per address, in the module
+/// uses memory again. At most the last 256 MiB are read, and for two seconds, of the run's `budget`;
+/// what has no name in them comes back with [`Unnamed::GaveUp`]. One frame per address, in the module
 /// `[jit]`; names as V8 and CPython write them are taken apart into function, file and line.
-pub fn perf_map(file: &File, addresses: &[u64]) -> Vec<Vec<Frame>> {
-    let lines = find(file, addresses);
+pub fn perf_map(file: &File, addresses: &[u64], budget: &Budget) -> Vec<Vec<Frame>> {
+    let clock = Clock::for_symbols(budget);
+    let lines = find(file, addresses, &clock);
+    let reason = match clock.has_cut() {
+        true => Unnamed::GaveUp,
+        false => Unnamed::NotCovered,
+    };
     let name = |(&address, line): (&u64, Option<u64>)| {
         let code = line
             .and_then(|offset| read_line(file, offset))
             .and_then(|line| parse(&line).map(|(_, _, name)| Code::parse(name)));
-        vec![frame(address, code)]
+        vec![frame(address, code, reason)]
     };
     addresses.iter().zip(lines).map(name).collect()
 }
 
-/// Per address, the offset of the last line that covers it.
-fn find(file: &File, addresses: &[u64]) -> Vec<Option<u64>> {
-    let mut lines = vec![None; addresses.len()];
-    // By offset, not by the descriptor's position, which others may share.
-    let mut reader = BufReader::with_capacity(1 << 16, At(file, 0)).take(MAX_FILE);
-    let (mut offset, mut matches) = (0, 0);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let Ok(length) = reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) else {
-            return lines;
-        };
-        if length == 0 || matches > MAX_MATCHES {
-            return lines;
+/// Per address, the offset of the last line that covers it. From the end to the start, so that what
+/// is found holds even if not all is read.
+fn find(file: &File, addresses: &[u64], clock: &Clock) -> Vec<Option<u64>> {
+    let mut search = Search {
+        addresses,
+        clock,
+        lines: vec![None; addresses.len()],
+        open: addresses.len(),
+        matches: 0,
+    };
+    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let least = length.saturating_sub(MAX_FILE);
+    // What begins here or later was looked at.
+    let mut end = length;
+    while end > least && search.open > 0 && !clock.has_cut() && !clock.is_over() {
+        let start = end.saturating_sub(BLOCK).max(least);
+        let mut block = vec![0; (end - start) as usize];
+        if file.read_exact_at(&mut block, start).is_err() {
+            break;
         }
-        if let Some((start, size, _)) = parse(&line) {
-            let first = addresses.partition_point(|&address| address < start);
-            for (address, slot) in addresses.iter().zip(&mut lines).skip(first) {
-                if address - start >= size {
-                    break;
-                }
-                *slot = Some(offset);
-                matches += 1;
+        end = search.block(start, &block);
+    }
+    if search.open > 0 && end > 0 {
+        clock.cut();
+    }
+    search.lines
+}
+
+struct Search<'s> {
+    addresses: &'s [u64],
+    clock: &'s Clock,
+    lines: Vec<Option<u64>>,
+    /// Addresses that no line was found for.
+    open: usize,
+    matches: u64,
+}
+
+impl Search<'_> {
+    /// Looks at the lines that begin in a block, from the last to the first; `start` is the block's
+    /// offset. Gives the offset of the first of them.
+    fn block(&mut self, start: u64, block: &[u8]) -> u64 {
+        let mut rest = block;
+        while self.open > 0 && !self.clock.has_cut() {
+            let before = rest.strip_suffix(b"\n").unwrap_or(rest);
+            let at = match before.iter().rposition(|&byte| byte == b'\n') {
+                Some(end_of_last) => end_of_last + 1,
+                None if start == 0 => 0,
+                // It begins in another block; one that fills this block is no line.
+                None if rest.len() == block.len() => return start,
+                None => return start + rest.len() as u64,
+            };
+            let line = before.get(at..).unwrap_or_default();
+            self.line(start + at as u64, line.get(..MAX_LINE).unwrap_or(line));
+            rest = rest.get(..at).unwrap_or_default();
+            if rest.is_empty() {
+                break;
             }
         }
-        offset += length as u64;
+        start + rest.len() as u64
+    }
+
+    fn line(&mut self, offset: u64, line: &[u8]) {
+        self.clock.step();
+        let Some((start, size, _)) = parse(line) else {
+            return;
+        };
+        let first = self.addresses.partition_point(|&address| address < start);
+        let inside = self.addresses.iter().zip(&mut self.lines).skip(first);
+        for (_, slot) in inside.take_while(|&(address, _)| address - start < size) {
+            if slot.is_none() {
+                *slot = Some(offset);
+                self.open -= 1;
+            }
+            self.matches += 1;
+        }
+        if self.matches > MAX_MATCHES {
+            self.clock.cut();
+        }
     }
 }
 
@@ -105,7 +166,7 @@ impl Read for At<'_> {
 
 fn read_line(file: &File, offset: u64) -> Option<Vec<u8>> {
     let mut line = Vec::new();
-    let reader = At(file, offset).take(MAX_LINE);
+    let reader = At(file, offset).take(MAX_LINE as u64);
     BufReader::new(reader).read_until(b'\n', &mut line).ok()?;
     Some(line)
 }
@@ -216,8 +277,8 @@ fn python(name: &str) -> Option<Code> {
     })
 }
 
-fn frame(address: u64, code: Option<Code>) -> Frame {
-    let unnamed = code.is_none().then_some(Unnamed::NotCovered);
+fn frame(address: u64, code: Option<Code>, reason: Unnamed) -> Frame {
+    let unnamed = code.is_none().then_some(reason);
     let (function, file, line) = match code {
         Some(code) => (Some(code.function), code.file, code.line),
         None => (None, None, None),
@@ -244,8 +305,35 @@ mod tests {
     }
 
     fn functions(text: &[u8], addresses: &[u64]) -> Vec<Option<String>> {
-        let frames = perf_map(&map(text), addresses).into_iter().flatten();
+        let frames = perf_map(&map(text), addresses, &Budget::start());
+        let frames = frames.into_iter().flatten();
         frames.map(|frame| frame.function).collect()
+    }
+
+    #[test]
+    fn lines_on_the_border_of_blocks_are_found() {
+        let line = |i: usize| format!("{:x} 10 n{i}{}\n", 16 * i, "x".repeat(i % 50));
+        let text: String = (0..60_000).map(line).collect();
+        assert!(text.len() > 2 * BLOCK as usize);
+        // Those around each border, and the first and the last.
+        let borders = (1..=text.len() / BLOCK as usize).map(|n| text.len() - n * BLOCK as usize);
+        let lines = borders.map(|at| text[..at].lines().count());
+        let mut wanted: Vec<usize> = lines.flat_map(|at| at - 2..at + 2).collect();
+        wanted.extend([0, 59_999]);
+        wanted.sort_unstable();
+        let addresses: Vec<u64> = wanted.iter().map(|&i| 16 * i as u64).collect();
+        let found = functions(text.as_bytes(), &addresses);
+        for (i, function) in wanted.into_iter().zip(found) {
+            assert_eq!(function.unwrap(), format!("n{i}{}", "x".repeat(i % 50)));
+        }
+    }
+
+    #[test]
+    fn of_a_line_longer_than_a_block_the_start_counts() {
+        let long = format!("1000 10 {}\n2000 10 short", "y".repeat(3 * BLOCK as usize));
+        let found = functions(long.as_bytes(), &[0x1000, 0x2000]);
+        assert!(found[0].as_ref().unwrap().starts_with("yyyy"));
+        assert_eq!(found[1].as_deref(), Some("short"));
     }
 
     #[test]

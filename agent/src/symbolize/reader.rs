@@ -2,32 +2,45 @@
 //! first used, so that finding a few functions in gigabytes of DWARF reads only their units.
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 
 use gimli::{Error, LittleEndian, Reader, ReaderOffsetId, Result};
 use object::elf;
 use object::{LittleEndian as LE, pod};
 
+use super::clock::Clock;
 use super::decompress::{self, Failure, MEMORY, Method, Packed, Unpacked};
 use super::elf::{Elf, Section};
 use super::source::Source;
 
 /// Bytes read at a time. Small, since finding a unit needs only its first bytes.
 const PAGE: usize = 4096;
-/// Largest section that is read, in bytes: bounds the table of its pages.
+/// Pages that are listed together.
+const GROUP: usize = 512;
+/// Largest section that is read, in bytes: bounds the table of its groups of pages.
 const MAX_SECTION: u64 = 8 << 30;
+/// Bytes of an unpacked section between two looks at the clock.
+const WINDOW: usize = 64 << 10;
 
-/// The contents of a section, compressed or not.
+/// The contents of a section, compressed or not. What is read of it takes from [`MEMORY`], and
+/// nothing more is read once the time is up: every loop over it ends.
 pub(super) struct Contents<'a> {
     source: &'a Source<'a>,
     offset: u64,
     length: usize,
     data: Data,
+    clock: &'a Clock,
+    /// Bytes taken from [`MEMORY`] for pages.
+    held: Cell<u64>,
+    /// Whether a page was not read for want of memory.
+    refused: Cell<bool>,
 }
 
+type Group = Box<[OnceCell<Box<[u8]>>]>;
+
 enum Data {
-    Pages(Box<[OnceCell<Box<[u8]>>]>),
+    Pages(Box<[OnceCell<Group>]>),
     Packed {
         method: Method,
         size: u64,
@@ -38,20 +51,24 @@ enum Data {
 impl<'a> Contents<'a> {
     /// The section of this name (`.debug_info`), also in its old compressed form
     /// (`.zdebug_info`); empty if there is none.
-    pub(super) fn of(elf: &'a Elf<'a>, name: &str) -> Self {
+    pub(super) fn of(elf: &'a Elf<'a>, name: &str, clock: &'a Clock) -> Self {
         let found = match elf.section(name) {
             Some(section) if section.is_compressed() => packed(elf, section),
-            Some(section) => plain(elf, section),
+            Some(section) => plain(section),
             None => elf
                 .section(&name.replacen(".debug", ".zdebug", 1))
                 .and_then(|section| old_packed(elf, section)),
         };
-        found.unwrap_or(Contents {
+        let (offset, length, data) = found.unwrap_or((0, 0, Data::Pages(Box::default())));
+        Contents {
             source: &elf.source,
-            offset: 0,
-            length: 0,
-            data: Data::Pages(Box::default()),
-        })
+            offset,
+            length,
+            data,
+            clock,
+            held: Cell::new(0),
+            refused: Cell::new(false),
+        }
     }
 
     /// Whether the section is compressed.
@@ -76,11 +93,14 @@ impl<'a> Contents<'a> {
         }
         match &self.data {
             Data::Pages(pages) => {
-                let page = pages.get(start / PAGE).ok_or(Error::Io)?;
+                let number = start / PAGE;
+                let group = pages.get(number / GROUP).ok_or(Error::Io)?;
+                let group = group.get_or_init(|| vec![OnceCell::new(); GROUP].into());
+                let page = group.get(number % GROUP).ok_or(Error::Io)?;
                 let bytes = match page.get() {
                     Some(bytes) => bytes,
                     None => {
-                        let bytes = self.read_page(start / PAGE).ok_or(Error::Io)?;
+                        let bytes = self.read_page(number).ok_or(Error::Io)?;
                         page.get_or_init(|| bytes)
                     }
                 };
@@ -93,20 +113,23 @@ impl<'a> Contents<'a> {
             } => {
                 let bytes = unpacked.get_or_init(|| {
                     let packed = Packed::new(self.source, self.offset, *size);
-                    decompress::section(*method, packed, self.length as u64, &MEMORY)
+                    decompress::section(*method, packed, self.length as u64, &MEMORY, self.clock)
                 });
                 match bytes {
-                    Ok(bytes) => bytes.get(start..).ok_or(Error::Io),
-                    Err(_) => Err(Error::Io),
+                    Ok(bytes) if !self.clock.is_over() => {
+                        let end = start.saturating_add(WINDOW).min(bytes.len());
+                        bytes.get(start..end).ok_or(Error::Io)
+                    }
+                    _ => Err(Error::Io),
                 }
             }
         }
     }
 
-    /// Whether it was not unpacked because it asks for too much.
+    /// Whether it was not unpacked, or not read to its end, because it asks for too much.
     pub(super) fn was_refused(&self) -> bool {
         match &self.data {
-            Data::Pages(_) => false,
+            Data::Pages(_) => self.refused.get(),
             Data::Packed { unpacked, .. } => {
                 matches!(unpacked.get(), Some(Err(Failure::TooMuch)))
             }
@@ -117,28 +140,38 @@ impl<'a> Contents<'a> {
         let start = page.checked_mul(PAGE)?;
         let length = PAGE.min(self.length.checked_sub(start)?) as u64;
         let offset = self.offset.checked_add(start as u64)?;
+        if self.clock.is_over() {
+            return None;
+        }
+        if !MEMORY.take(length) {
+            self.refused.set(true);
+            return None;
+        }
+        self.held.set(self.held.get() + length);
         Some(self.source.read(offset, length, length)?.into_boxed_slice())
     }
 }
 
-fn plain<'a>(elf: &'a Elf<'a>, section: &Section) -> Option<Contents<'a>> {
+impl Drop for Contents<'_> {
+    fn drop(&mut self) {
+        MEMORY.give_back(self.held.get());
+    }
+}
+
+/// Offset, length and data of a section.
+type Found = Option<(u64, usize, Data)>;
+
+fn plain(section: &Section) -> Found {
     if section.size > MAX_SECTION {
         return None;
     }
     let length = usize::try_from(section.size).ok()?;
-    Some(Contents {
-        source: &elf.source,
-        offset: section.offset,
-        length,
-        data: Data::Pages(
-            std::iter::repeat_with(OnceCell::new)
-                .take(length.div_ceil(PAGE))
-                .collect(),
-        ),
-    })
+    let groups = length.div_ceil(PAGE * GROUP);
+    let groups = std::iter::repeat_with(OnceCell::new).take(groups);
+    Some((section.offset, length, Data::Pages(groups.collect())))
 }
 
-fn packed<'a>(elf: &'a Elf<'a>, section: &Section) -> Option<Contents<'a>> {
+fn packed(elf: &Elf<'_>, section: &Section) -> Found {
     let header = size_of::<elf::CompressionHeader64<LE>>() as u64;
     let bytes = elf.source.read(section.offset, header, header)?;
     let (fields, _) = pod::from_bytes::<elf::CompressionHeader64<LE>>(&bytes).ok()?;
@@ -147,23 +180,17 @@ fn packed<'a>(elf: &'a Elf<'a>, section: &Section) -> Option<Contents<'a>> {
         elf::ELFCOMPRESS_ZSTD => Method::Zstd,
         _ => return None,
     };
-    unpacking(elf, section, header, method, fields.ch_size.get(LE))
+    unpacking(section, header, method, fields.ch_size.get(LE))
 }
 
 /// The form before `SHF_COMPRESSED`: `ZLIB`, the size as eight bytes big-endian, the stream.
-fn old_packed<'a>(elf: &'a Elf<'a>, section: &Section) -> Option<Contents<'a>> {
+fn old_packed(elf: &Elf<'_>, section: &Section) -> Found {
     let bytes = elf.source.read(section.offset, 12, 12)?;
     let size = bytes.strip_prefix(b"ZLIB")?.try_into().ok()?;
-    unpacking(elf, section, 12, Method::Zlib, u64::from_be_bytes(size))
+    unpacking(section, 12, Method::Zlib, u64::from_be_bytes(size))
 }
 
-fn unpacking<'a>(
-    elf: &'a Elf<'a>,
-    section: &Section,
-    header: u64,
-    method: Method,
-    length: u64,
-) -> Option<Contents<'a>> {
+fn unpacking(section: &Section, header: u64, method: Method, length: u64) -> Found {
     let size = section.size.checked_sub(header)?;
     let refused = !decompress::is_plausible(size, length);
     let length = if refused { 0 } else { length };
@@ -171,16 +198,13 @@ fn unpacking<'a>(
     if refused {
         let _ = unpacked.set(Err(Failure::TooMuch));
     }
-    Some(Contents {
-        source: &elf.source,
-        offset: section.offset.checked_add(header)?,
-        length: usize::try_from(length).ok()?,
-        data: Data::Packed {
-            method,
-            size,
-            unpacked,
-        },
-    })
+    let data = Data::Packed {
+        method,
+        size,
+        unpacked,
+    };
+    let offset = section.offset.checked_add(header)?;
+    Some((offset, usize::try_from(length).ok()?, data))
 }
 
 /// A range of a section, read from its start.

@@ -75,7 +75,7 @@ impl<'a> Separate<'a> {
 }
 
 fn mini(packed: &[u8], clock: &Clock) -> Option<Unpacked> {
-    let unpacked = decompress::mini_debug_info(packed, &decompress::MEMORY);
+    let unpacked = decompress::mini_debug_info(packed, &decompress::MEMORY, clock);
     if unpacked.as_ref().err() == Some(&Failure::TooMuch) {
         clock.cut();
     }

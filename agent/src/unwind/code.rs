@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::sweep::sweeps;
-use super::{Code, Piece, Source};
+use super::{Code, MAX_PIECES, Piece, Source};
 use crate::elf::{self, Headers, ReadAt, half, word, xword};
 
 /// Most bytes of code that are looked at.
@@ -19,6 +19,12 @@ const MIN_GAP: u32 = 64;
 const MIN_UNNAMED: u64 = 16 << 10;
 /// Functions that nothing names begin at a multiple of this.
 pub(super) const ALIGNMENT: u64 = 16;
+/// Most places where functions begin.
+const MAX_STARTS: usize = 1 << 20;
+/// Bytes of a symbol table that are read at a time.
+const SYMBOLS: u64 = 24 << 12;
+/// Most bytes of a symbol table that are read: 5 million symbols.
+const MAX_SYMBOLS: u64 = 120 << 20;
 
 /// Adds pieces for the code in the gaps.
 pub(super) fn fill<F: ReadAt + ?Sized>(
@@ -53,6 +59,9 @@ pub(super) fn fill<F: ReadAt + ?Sized>(
             &starts.addresses,
             starts.complete,
         ) {
+            if pieces.len() >= MAX_PIECES {
+                return;
+            }
             let start = (at - code.origin) as u32;
             pieces.push(Piece {
                 start,
@@ -89,14 +98,20 @@ impl Starts {
             })
         };
         let complete = headers.section(".symtab").is_some();
-        let symbols = function_symbols(file, headers, if complete { ".symtab" } else { ".dynsym" });
-        let mut addresses: BTreeSet<_> = symbols.into_iter().filter(in_gap).collect();
+        let table = if complete { ".symtab" } else { ".dynsym" };
+        let mut addresses = BTreeSet::new();
+        let mut add = |address: u64| {
+            if in_gap(&address) && addresses.len() < MAX_STARTS {
+                addresses.insert(address);
+            }
+        };
+        for_each_function(file, headers, table, &mut add);
         let size: u64 = gaps
             .iter()
             .map(|&(start, end)| u64::from(end - start))
             .sum();
         if !complete && size >= MIN_UNNAMED {
-            addresses.extend(called(file, headers).into_iter().filter(in_gap));
+            for_each_call(file, headers, &mut add);
         }
         Self {
             addresses,
@@ -105,32 +120,40 @@ impl Starts {
     }
 }
 
-/// The addresses of the functions in a symbol table.
-fn function_symbols<F: ReadAt + ?Sized>(file: &F, headers: &Headers, table: &str) -> Vec<u64> {
+/// Calls `found` with the addresses of the functions in a symbol table.
+fn for_each_function<F: ReadAt + ?Sized>(
+    file: &F,
+    headers: &Headers,
+    table: &str,
+    found: &mut impl FnMut(u64),
+) {
     const STT_FUNC: u8 = 2;
     let is_function =
         |symbol: &&[u8]| word(symbol, 4) as u8 & 15 == STT_FUNC && half(symbol, 6) != 0;
     let Some(section) = headers.section(table) else {
-        return Vec::new();
+        return;
     };
-    let bytes =
-        elf::read_range(file, section.offset, section.size, "symbol table").unwrap_or_default();
-    bytes
-        .chunks_exact(24)
-        .filter(is_function)
-        .map(|symbol| xword(symbol, 8))
-        .collect()
+    let size = section.size.min(MAX_SYMBOLS);
+    for at in (0..size).step_by(SYMBOLS as usize) {
+        let length = SYMBOLS.min(size - at);
+        let offset = section.offset.saturating_add(at);
+        let Ok(bytes) = elf::read_range(file, offset, length, "symbol table") else {
+            return;
+        };
+        let functions = bytes.chunks_exact(24).filter(is_function);
+        functions.for_each(|symbol| found(xword(symbol, 8)));
+    }
 }
 
-/// The aligned targets of what looks like a direct call, in code with rules too.
-fn called<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Vec<u64> {
+/// Calls `found` with the aligned targets of what looks like a direct call, in code with rules too.
+fn for_each_call<F: ReadAt + ?Sized>(file: &F, headers: &Headers, found: &mut impl FnMut(u64)) {
     const CALL: u8 = 0xe8;
-    let mut targets = Vec::new();
-    for segment in headers
-        .segments
-        .iter()
-        .filter(|segment| segment.exec && segment.filesz <= MAX_CODE)
-    {
+    let mut budget = MAX_CODE;
+    for segment in headers.segments.iter().filter(|segment| segment.exec) {
+        let Some(rest) = budget.checked_sub(segment.filesz) else {
+            continue;
+        };
+        budget = rest;
         let bytes = headers
             .read_vaddr(file, segment.vaddr, segment.filesz)
             .unwrap_or_default();
@@ -138,9 +161,8 @@ fn called<F: ReadAt + ?Sized>(file: &F, headers: &Headers) -> Vec<u64> {
             let next = segment.vaddr.wrapping_add(i as u64 + 5);
             let target = next.wrapping_add_signed((word(&bytes, i + 1) as i32).into());
             if target % ALIGNMENT == 0 && target.wrapping_sub(segment.vaddr) < segment.filesz {
-                targets.push(target);
+                found(target);
             }
         }
     }
-    targets
 }

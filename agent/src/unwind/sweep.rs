@@ -9,6 +9,10 @@ use super::depth::State;
 
 /// Sweeps over a range until it is given up: later ones know the jumps that lead back.
 const SWEEPS: usize = 4;
+/// Most targets of jumps whose states are kept, and most rows: a range with more is out of all
+/// proportion, and goes without the rest.
+const MAX_TARGETS: usize = 1 << 18;
+const MAX_ROWS: usize = 1 << 20;
 
 /// The rows of a range of code at an address; functions begin at `starts`, and nowhere else when
 /// these are `complete`.
@@ -121,6 +125,9 @@ impl Sweep {
                 state = self.carried(at).unwrap_or(state);
             }
             let row = state.row();
+            if self.rows.len() >= MAX_ROWS {
+                return;
+            }
             if self.rows.last().is_none_or(|&(_, last)| last != row) {
                 self.rows.push((self.start + at, row));
             }
@@ -174,7 +181,10 @@ impl Sweep {
                 if !goes_on && state == State::ENTRY && target.is_multiple_of(ALIGNMENT) {
                     self.starts.insert(place);
                 }
-                if state != State::Unknown && self.targeted.insert(place) {
+                if state != State::Unknown
+                    && self.targets.len() < MAX_TARGETS
+                    && self.targeted.insert(place)
+                {
                     self.targets.insert(place, state);
                 }
                 (state, goes_on)

@@ -2,6 +2,8 @@
 
 mod agent;
 mod browser;
+pub(crate) mod chosen;
+pub(crate) mod confine;
 mod profile;
 mod target;
 

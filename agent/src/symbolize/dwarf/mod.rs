@@ -56,25 +56,27 @@ pub(super) fn sites(
     addresses: &[u64],
     clock: &Clock,
 ) -> Vec<Vec<Site>> {
-    let first = Sections::of(elf);
+    let first = Sections::of(elf, clock);
     let plan = Units::new(&first.dwarf(), clock).covering(addresses);
+    first.note_refusals(clock);
+    // What had to be unpacked whole stays; pages go with what they were read for.
+    let kept = first.is_packed().then_some(first);
     let mut sites = vec![Vec::new(); addresses.len()];
     let mut rest = plan.as_slice();
     while !rest.is_empty() && !clock.is_over() {
         let mut length = 0_usize;
         let fits = |unit: &&Covering| {
             length = length.saturating_add(unit.length);
-            first.is_packed() || length <= BATCH
+            kept.is_some() || length <= BATCH
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (batch, later) = rest.split_at(count);
-        // The pages read for a batch go with it. What had to be unpacked whole stays.
-        let fresh = (!first.is_packed()).then(|| Sections::of(elf));
-        let sections = fresh.as_ref().unwrap_or(&first);
-        describe_batch(sections, alternate, batch, addresses, &mut sites, clock);
+        let fresh = kept.is_none().then(|| Sections::of(elf, clock));
+        if let Some(sections) = kept.as_ref().or(fresh.as_ref()) {
+            describe_batch(sections, alternate, batch, addresses, &mut sites, clock);
+        }
         rest = later;
     }
-    first.note_refusals(clock);
     sites
 }
 
@@ -86,7 +88,7 @@ fn describe_batch(
     sites: &mut [Vec<Site>],
     clock: &Clock,
 ) {
-    let alternate = alternate.map(Sections::of);
+    let alternate = alternate.map(|elf| Sections::of(elf, clock));
     let mut dwarf = sections.dwarf();
     if let Some(alternate) = &alternate {
         dwarf.set_sup(alternate.dwarf());
@@ -174,7 +176,7 @@ fn chain(
 struct Sections<'a>(HashMap<SectionId, Contents<'a>>, Contents<'a>);
 
 impl<'a> Sections<'a> {
-    fn of(elf: &'a Elf<'a>) -> Self {
+    fn of(elf: &'a Elf<'a>, clock: &'a Clock) -> Self {
         let used = [
             SectionId::DebugAbbrev,
             SectionId::DebugAddr,
@@ -187,8 +189,8 @@ impl<'a> Sections<'a> {
             SectionId::DebugStr,
             SectionId::DebugStrOffsets,
         ];
-        let contents = used.map(|id| (id, Contents::of(elf, id.name())));
-        Sections(contents.into_iter().collect(), Contents::of(elf, ""))
+        let contents = used.map(|id| (id, Contents::of(elf, id.name(), clock)));
+        Sections(contents.into_iter().collect(), Contents::of(elf, "", clock))
     }
 
     /// Notes whether a section asked for too much memory.

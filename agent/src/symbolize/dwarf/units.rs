@@ -17,9 +17,10 @@ use super::{Dwarf, Unit};
 /// More units than any real program has.
 const MAX_UNITS: usize = 1 << 18;
 /// Largest table of abbreviations, in bytes: it takes some thirty times that in memory.
-const MAX_ABBREVIATIONS: usize = 4 << 20;
-/// Largest header of a line program, in bytes, which holds the names of its files.
-const MAX_LINE_HEADER: u64 = 1 << 20;
+const MAX_ABBREVIATIONS: usize = 1 << 20;
+/// Largest header of a line program, in bytes, which holds the names of its files: one that is
+/// all empty names takes 140 times that in memory.
+const MAX_LINE_HEADER: u64 = 256 << 10;
 /// Most ranges of one unit or function.
 pub(super) const MAX_RANGES: usize = 1 << 16;
 
@@ -60,7 +61,11 @@ impl<'d, 'a> Units<'d, 'a> {
             let mut units = self.dwarf.units();
             while let Ok(Some(header)) = units.next() {
                 headers.push(header);
-                if headers.len() == MAX_UNITS || self.clock.step() {
+                if headers.len() == MAX_UNITS {
+                    self.clock.cut();
+                    break;
+                }
+                if self.clock.step() {
                     break;
                 }
             }
@@ -169,6 +174,7 @@ impl<'d, 'a> Units<'d, 'a> {
         if let Some(offset) = root.line_program
             && self.line_header_length(offset).ok()? > MAX_LINE_HEADER
         {
+            self.clock.cut();
             return None;
         }
         let abbreviations = self.abbreviations(&header).ok()?;
@@ -184,8 +190,13 @@ impl<'d, 'a> Units<'d, 'a> {
         }
         let mut section = *self.dwarf.debug_abbrev.reader();
         let end = offset.0.saturating_add(MAX_ABBREVIATIONS);
+        let cut = end < section.len();
         section.truncate(end.min(section.len()))?;
-        let table = Arc::new(header.abbreviations(&DebugAbbrev::from(section))?);
+        let table = header.abbreviations(&DebugAbbrev::from(section));
+        if cut && table.is_err() {
+            self.clock.cut();
+        }
+        let table = Arc::new(table?);
         *self.abbreviations.borrow_mut() = Some((offset, Arc::clone(&table)));
         Ok(table)
     }
@@ -339,7 +350,9 @@ mod tests {
         });
         let bytes = image(&[Part::new(".debug_aranges", sets.collect())]);
         let elf = Elf::parse(Source::Bytes(Unpacked::of(bytes))).unwrap();
-        let sections = Sections::of(&elf);
+        let plenty = Budget::lasting(Duration::from_secs(3600), &GIVEN_UP);
+        let reading = Clock::for_details(&plenty);
+        let sections = Sections::of(&elf, &reading);
         let dwarf = sections.dwarf();
         for (time, expected) in [(Duration::from_secs(3600), 100), (Duration::ZERO, 1)] {
             let clock = Clock::for_details(&Budget::lasting(time, &GIVEN_UP));
