@@ -4,6 +4,7 @@
 //! Source of the layouts: the System V gABI, chapters 4 and 5; only ELF64, little endian, x86-64.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 /// Longest range of a file that is read at once, in bytes: the function tables of the largest Go
@@ -14,7 +15,7 @@ const MAX_NAMES: u64 = 4 << 20;
 /// Most section headers looked at.
 const MAX_SECTIONS: u64 = 1 << 16;
 /// Most program headers: the kernel runs no program with more than 64 KiB of them (fs/binfmt_elf.c).
-const MAX_SEGMENTS: u16 = 1170;
+pub(crate) const MAX_SEGMENTS: u16 = 1170;
 /// Size of a page of the mappings of x86-64.
 const PAGE: u64 = 4096;
 
@@ -59,7 +60,26 @@ impl ReadAt for File {
     }
 
     fn size(&self) -> std::io::Result<u64> {
-        Ok(self.metadata()?.len())
+        regular_length(self)
+    }
+}
+
+/// The length of a regular file, in bytes.
+///
+/// By a system call that takes nothing but the descriptor: those that can take a path are forbidden
+/// where files of strangers are parsed.
+///
+/// # Errors
+/// When it is no regular file.
+pub(crate) fn regular_length(file: &File) -> std::io::Result<u64> {
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the structure is ours and the one that the kernel fills in.
+    let done = unsafe { libc::syscall(libc::SYS_fstat, file.as_raw_fd(), &raw mut stat) };
+    match done {
+        0 if stat.st_mode & libc::S_IFMT == libc::S_IFREG => Ok(stat.st_size as u64),
+        0 => Err(std::io::ErrorKind::InvalidInput.into()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

@@ -12,6 +12,7 @@
 //! - [`probe`]: one file for each kernel probe: attach, decode;
 //! - [`session`]: loads the bytecode, follows processes and their mappings, drains the ring buffer.
 //!   With [`probe`] the only user of aya;
+//! - [`parser`]: has what follows done in a child process that may do nothing else;
 //! - [`symbolize`]: addresses of an open file into names; [`unwind`]: an ELF file into the table that
 //!   the kernel unwinds by. Both distrust every byte, take open files and need no privileges;
 //! - [`process`], [`preflight`]: the only readers of `/proc` and `/sys`, kernel symbols aside;
@@ -41,6 +42,7 @@ pub mod hazards;
 pub mod input;
 pub mod naming;
 pub mod output;
+pub mod parser;
 pub mod preflight;
 pub mod probe;
 pub mod process;

@@ -12,10 +12,17 @@ use agent::cli::{
     Exit, diff, doctor, generate, profile, record, refusal, report, serve, syscalls, tcp,
 };
 use agent::output::escape;
+use agent::parser;
 use agent::preflight;
 use clap::Parser;
 
+#[global_allocator]
+static ALLOCATOR: parser::Allocator = parser::Allocator;
+
 fn main() -> ExitCode {
+    if let Some(code) = parser::run_if_asked() {
+        return code;
+    }
     let args = Args::parse();
     agent::process::raise_open_files();
     match run(args) {

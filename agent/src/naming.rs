@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use agent_ebpf::frame;
 
+use crate::parser::Parser;
 use crate::probe::cpu::{Key, RawStack, Samples};
 use crate::process;
 use crate::process::privilege::{self, Cap};
@@ -20,7 +21,7 @@ use crate::session::target::{Targets, Tracked};
 use crate::symbolize::debug_files::DebugRoots;
 use crate::symbolize::{self, Budget, NotTrusted};
 
-/// Threads that name modules.
+/// Threads that name modules at the end of a run, each with a parser.
 const WORKERS: usize = 2;
 
 /// Where an address belongs.
@@ -122,7 +123,7 @@ fn name_addresses(profile: &mut Profile, addresses: &Addresses, targets: &Target
         .map(|(&place, set)| Work::of(place, set.iter().copied().collect(), targets))
         .collect();
     let mut names = Names::new();
-    for named in name_all(work) {
+    for named in name_all(work, WORKERS) {
         named.intern(profile, &mut names);
     }
     names
@@ -145,6 +146,8 @@ enum Source {
         name: String,
         path: Arc<OsStr>,
         roots: Arc<DebugRoots>,
+        /// Why its addresses are not known, if they are not.
+        no_addresses: Option<Unnamed>,
     },
     /// The perf map of a process, if it can be trusted.
     Jit(Option<File>),
@@ -172,6 +175,7 @@ impl Work {
                         name: module.name.clone(),
                         path: module.path.clone(),
                         roots: Arc::clone(&module.roots),
+                        no_addresses: module.no_addresses(),
                     },
                     None => Source::Nothing,
                 }
@@ -193,36 +197,40 @@ impl Work {
         }
     }
 
-    fn name(self, budget: &Budget) -> Named {
+    fn name(self, parser: &mut Parser, budget: &Budget) -> Named {
         let addresses = &self.addresses;
-        let nothing = || unnamed(addresses, Space::User, None, Unnamed::NoModule);
+        let nothing = |module, reason| unnamed(addresses, Space::User, module, reason);
+        let mut build_id = None;
         let frames = match &self.source {
             Source::Kernel(Some(file)) => symbolize::kernel(file, addresses),
             Source::Kernel(None) => unnamed(addresses, Space::Kernel, None, Unnamed::KernelHidden),
+            Source::Module {
+                no_addresses: Some(reason),
+                name,
+                ..
+            } => nothing(Some(name), *reason),
             Source::Module {
                 file: Some(file),
                 name,
                 path,
                 roots,
+                ..
             } => {
                 let debug = roots.of_module(Path::new(&**path));
-                symbolize::module(file, name, &debug, addresses, budget)
+                let named = parser.names(file, name, &debug, addresses, budget);
+                build_id = named.build_id;
+                named.frames
             }
             Source::Module {
                 file: None, name, ..
-            } => {
-                let reason = Unnamed::FileUnavailable;
-                unnamed(addresses, Space::User, Some(name), reason)
-            }
-            Source::Jit(_) if budget.is_over() => {
-                unnamed(addresses, Space::User, None, Unnamed::GaveUp)
-            }
-            Source::Jit(Some(file)) => symbolize::perf_map(file, addresses, budget),
-            Source::Jit(None) | Source::Nothing => nothing(),
+            } => nothing(Some(name), Unnamed::FileUnavailable),
+            Source::Jit(_) if budget.is_over() => nothing(None, Unnamed::GaveUp),
+            Source::Jit(Some(file)) => parser.jit_names(file, addresses, budget),
+            Source::Jit(None) | Source::Nothing => nothing(None, Unnamed::NoModule),
         };
         Named {
             place: self.place,
-            facts: self.source.facts(),
+            facts: self.source.facts(build_id),
             frames,
             addresses: self.addresses,
             refused: self.refused,
@@ -232,19 +240,15 @@ impl Work {
 
 impl Source {
     /// What is known of the module, if it is one.
-    fn facts(&self) -> Option<ModuleFacts> {
-        let Source::Module {
-            file, name, path, ..
-        } = self
-        else {
+    fn facts(&self, build_id: Option<Vec<u8>>) -> Option<ModuleFacts> {
+        let Source::Module { name, path, .. } = self else {
             return None;
         };
-        let id = file.as_deref().and_then(symbolize::build_id);
         let digits = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
         Some(ModuleFacts {
             name: name.clone(),
             path: path.to_string_lossy().into_owned(),
-            build_id: id.map(digits),
+            build_id: build_id.map(digits),
         })
     }
 }
@@ -269,21 +273,22 @@ impl Named {
     }
 }
 
-/// Does the work, side by side, within the time of one [`Budget`]; the results are in the order of
+/// Does the work with so many threads, side by side, within the time of one [`Budget`]; the results are in the order of
 /// their places.
-fn name_all(work: Vec<Work>) -> Vec<Named> {
+fn name_all(work: Vec<Work>, workers: usize) -> Vec<Named> {
     let budget = Budget::start();
     let queue = Mutex::new(work.into_iter());
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
+        for _ in 0..workers {
             scope.spawn(|| {
                 // Debug files may be their owner's alone; what has started the run has warned where
                 // nothing can be given up.
                 let _ = privilege::drop_to(&[Cap::DacReadSearch]);
+                let mut parser = Parser::of_names();
                 // A lock is poisoned only if a worker panicked: its part stays unnamed.
                 while let Some(work) = queue.lock().ok().and_then(|mut queue| queue.next()) {
-                    let named = work.name(&budget);
+                    let named = work.name(&mut parser, &budget);
                     if let Ok(mut done) = done.lock() {
                         done.push(named);
                     }

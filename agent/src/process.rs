@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod descriptor;
+pub mod helper;
 pub mod identity;
 pub mod library;
 pub(crate) mod maps;

@@ -90,6 +90,8 @@ pub enum Unnamed {
     KernelHidden,
     /// Its file asks for more time or memory than naming may take, or the user gave up.
     GaveUp,
+    /// The process that read its file died of it, or gave an answer that makes no sense.
+    ParserDied,
 }
 
 /// One distinct call path of one thread's name.
@@ -164,9 +166,10 @@ impl Accounting {
 /// What the agent itself took.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// CPU time of the agent's process, in seconds.
+    /// CPU time of the agent's process and its parsers, in seconds.
     pub cpu_seconds: f64,
-    /// Peak resident set of the agent's process, in bytes.
+    /// Peak resident set of the agent's process, and the sum of its parsers', in bytes; the program itself,
+    /// which they share, counts once. What they came to together is at most this.
     pub peak_rss_bytes: u64,
     /// Memory of its BPF maps, in bytes, as the kernel accounts it.
     pub bpf_map_bytes: Option<u64>,

@@ -29,6 +29,7 @@ mod lifecycle;
 mod names;
 mod namespaces;
 mod outputs;
+mod parser;
 mod peers;
 mod pprof;
 mod privileges;

@@ -13,6 +13,7 @@ use super::spec::{GroupSpec, Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
 use crate::guard::Step;
 use crate::output;
+use crate::parser;
 use crate::process::Process;
 use crate::process::cgroup::{self, Group};
 use crate::session::target::Targets;
@@ -258,6 +259,9 @@ pub async fn watch(
     record: &mut impl FnMut(&[u8], &Targets),
     mut tick: impl FnMut(&mut Attached, Duration) -> ControlFlow<Ended>,
 ) -> Ended {
+    for warning in parser::warnings() {
+        let _ = writeln!(io::stderr(), "agent: warning: {warning}");
+    }
     let started = Instant::now();
     let deadline = duration.map(|duration| started + duration);
     loop {

@@ -12,6 +12,8 @@ use crate::process::privilege::{self, Cap};
 use crate::profile::{Frame, FrameId, Profile, Space, Stack};
 use crate::session::target::Targets;
 
+/// Threads that name modules: tables are built at the same time.
+const WORKERS: usize = 1;
 /// Addresses whose names are kept; with more, all are forgotten, and those in use named again.
 const MAX_NAMES: usize = 1 << 18;
 /// After naming so long, so many times as long nothing is named: a program with ever new code must
@@ -170,7 +172,7 @@ impl LiveNames {
         // Nobody may be waiting any more when it is done.
         let body = move || {
             let _ = privilege::drop_to(&[Cap::DacReadSearch]);
-            drop(done.send(name_all(work)));
+            drop(done.send(name_all(work, WORKERS)));
         };
         let spawned = thread::Builder::new().name("naming".to_owned()).spawn(body);
         self.doing = spawned.is_ok().then_some(Doing { since, named });

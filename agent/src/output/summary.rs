@@ -301,6 +301,9 @@ fn hint(reason: Unnamed, module: &str, profile: &Profile) -> String {
         }
         Unnamed::Malformed => format!("{module} is no ELF file that can be read"),
         Unnamed::GaveUp => format!("to name {module} took too much time or memory"),
+        Unnamed::ParserDied => {
+            format!("the process that reads {module} died of it: the file may be crafted to do harm")
+        }
         Unnamed::KernelHidden => {
             "run as root or with CAP_SYSLOG, and with kernel.kptr_restrict at most 1".to_owned()
         }

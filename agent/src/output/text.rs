@@ -235,6 +235,7 @@ pub fn unnamed_reason(reason: Unnamed) -> &'static str {
         Unnamed::NotCovered => "not covered by the symbols",
         Unnamed::KernelHidden => "hidden by the kernel",
         Unnamed::GaveUp => "given up",
+        Unnamed::ParserDied => "parser died",
     }
 }
 

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
+use super::helper;
+
 /// The limit of open files that this process was started with.
 static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
 
@@ -81,16 +83,19 @@ pub fn restore_limits() {
     }
 }
 
-/// What the agent's own process has taken so far: CPU seconds, and peak resident bytes.
+/// What the agent has taken so far, its helper processes included: CPU seconds, and peak resident
+/// bytes: its own peak and theirs, which need not have been at the same moment. The program and the
+/// libraries, which they share, count once.
 pub fn own_usage() -> (f64, u64) {
+    let (helpers_seconds, helpers_peak) = helper::usage();
     // SAFETY: all-zero is a valid value of this plain structure.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: the structure is ours.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     (
-        seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        peak_resident_bytes().unwrap_or(usage.ru_maxrss as u64 * 1024),
+        seconds(usage.ru_utime) + seconds(usage.ru_stime) + helpers_seconds,
+        peak_resident_bytes().unwrap_or(usage.ru_maxrss as u64 * 1024) + helpers_peak,
     )
 }
 
@@ -103,13 +108,20 @@ fn peak_resident_bytes() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Resident bytes of the agent's own process now (`/proc/self/statm`).
+/// Resident bytes of the agent and its helper processes now; the program and the libraries, which
+/// they share, count once.
 pub fn own_resident_bytes() -> u64 {
-    let pages = fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    let own = resident_pages("/proc/self/statm").map_or(0, |(all, _)| all);
     // SAFETY: the call has no preconditions.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    pages.unwrap_or(0) * u64::try_from(page).unwrap_or(4096)
+    (own + helper::resident_pages()) * u64::try_from(page).unwrap_or(4096)
+}
+
+/// Resident pages as a `statm` file (proc_pid_statm(5)) tells them: all, and those from files.
+pub(super) fn resident_pages(statm: &str) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(statm).ok()?;
+    let mut fields = text.split(' ').skip(1).map(str::parse);
+    Some((fields.next()?.ok()?, fields.next()?.ok()?))
 }
 
 /// Sum of one field over the descriptors of BPF objects that this process holds open

@@ -194,6 +194,19 @@ pub fn effective() -> Caps {
     })
 }
 
+/// Takes all but these from what programs that this thread executes can be given. Only with
+/// `CAP_SETPCAP` has it an effect.
+pub fn limit_bounding_set(kept: Caps) {
+    for number in (0..=LAST).filter(|&number| kept.0 >> number & 1 == 0) {
+        // The numbers end before the bits do: EINVAL from there on.
+        // SAFETY: takes numbers only.
+        let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number)) };
+        if done < 0 {
+            break;
+        }
+    }
+}
+
 /// Gives up, for this thread and those that it starts, all privileges but what `wanted` needs: in
 /// the permitted, effective, inheritable, ambient and (with `CAP_SETPCAP`) bounding set. Sets
 /// `no_new_privs`, so that no program that it executes gets any back. What it does not have, it
@@ -206,14 +219,7 @@ pub fn drop_to(wanted: &[Cap]) -> io::Result<()> {
     let permitted = joined(low.permitted, high.permitted);
     let kept = permitted.least(wanted);
     if joined(low.effective, high.effective).contains(Cap::SetPcap) {
-        for number in (0..=LAST).filter(|&number| kept.0 >> number & 1 == 0) {
-            // The numbers end before the bits do: EINVAL from there on.
-            // SAFETY: takes numbers only.
-            let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number)) };
-            if done < 0 {
-                break;
-            }
-        }
+        limit_bounding_set(kept);
     }
     // SAFETY: takes numbers only.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } < 0 {

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// What a path may end in.
@@ -94,6 +94,16 @@ fn open(held: &File, accept: impl FnOnce(&Metadata) -> bool) -> io::Result<File>
         .read(true)
         .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(format!("/proc/self/fd/{}", held.as_fd().as_raw_fd()))
+}
+
+/// Whether only the administrator of this system can have written the file: it belongs to root, nobody
+/// else may write to it, and it lies on the file system of the root directory. A container's root has
+/// another.
+pub fn is_of_the_system(file: &File) -> bool {
+    let (Ok(file), Ok(root)) = (file.metadata(), std::fs::metadata("/")) else {
+        return false;
+    };
+    file.uid() == 0 && file.mode() & 0o022 == 0 && file.dev() == root.dev()
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::preflight::Kernel;
 use crate::process::{self, Process};
 use deferred::Deferred;
 pub use error::Error;
+use modules::Builders;
 use records::{Counters, owner, process_record};
 use sideband::{Event, Sideband};
 use tables::Tables;
@@ -103,7 +104,8 @@ struct Waiting {
 pub struct Loaded {
     ebpf: Ebpf,
     kernel: Kernel,
-    stacks: bool,
+    /// Those of unwind tables, where stacks are taken.
+    builders: Option<Builders>,
 }
 
 impl Loaded {
@@ -136,13 +138,15 @@ impl Loaded {
         for map in needs.unused_maps.iter().copied().flatten() {
             loader.map_max_entries(map, 1);
         }
+        // They begin while the kernel takes the bytecode.
+        let builders = needs.stacks.then(Builders::start);
         let ebpf = loader
             .load(BYTECODE)
             .map_err(|error| Error::Load(Box::new(error)))?;
         Ok(Self {
             ebpf,
             kernel,
-            stacks: needs.stacks,
+            builders,
         })
     }
 
@@ -166,7 +170,10 @@ impl Loaded {
         for (program, hook) in LIFE {
             attach_raw_tracepoint(&mut self.ebpf, program, hook)?;
         }
-        let cpus: &[u32] = if self.stacks { &self.kernel.cpus } else { &[] };
+        let cpus: &[u32] = match self.builders {
+            Some(_) => &self.kernel.cpus,
+            None => &[],
+        };
         let sideband = Sideband::open(cpus)?;
         let tgids = namespace::initial_ids(&mut self.ebpf, &self.kernel, &targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
@@ -176,7 +183,7 @@ impl Loaded {
             counters: take(&mut self.ebpf, "COUNTERS")?,
             control: take(&mut self.ebpf, "CONTROL")?,
             watch: Watch::new()?,
-            targets: Targets::new(scope, Tables::new(tables), follow.children, self.stacks),
+            targets: Targets::new(scope, Tables::new(tables), follow.children, self.builders),
             sideband,
             ebpf: self.ebpf,
             kernel: self.kernel,
@@ -482,6 +489,7 @@ impl Attached {
                 Err(_) => break,
             }
         }
+        self.targets.close(!self.deferred.is_empty());
         self.finish_walks(0, sink);
         self.targets.check_programs();
     }

@@ -3,21 +3,22 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use agent_ebpf::unwind::{Block, Module as Layout};
 use tokio::sync::mpsc as results;
 
 use crate::elf::{self, Segment};
+use crate::parser::{Parsed, Parser};
 use crate::process::identity::Entry;
 use crate::process::{self, FileId, Map, Root, privilege};
+use crate::profile::Unnamed;
 use crate::symbolize::debug_files::DebugRoots;
-use crate::unwind::{self, Table};
 
 /// How the kernel calls the mapping of its code for user space.
 const VDSO: &str = "[vdso]";
-/// Threads that build tables.
+/// Threads that have tables built, each with a parser.
 const BUILDERS: usize = 2;
 
 /// A module: an ELF file, the vDSO, or a file that could not be opened.
@@ -33,9 +34,32 @@ pub struct Module {
     pub file: Option<Arc<File>>,
     /// Root directories under which its separate debug files are.
     pub roots: Arc<DebugRoots>,
-    segments: Vec<Segment>,
+    segments: Segments,
     layout: Layout,
     ready: bool,
+}
+
+/// What is known of a file's segments, and so of the addresses in it.
+#[derive(Debug)]
+enum Segments {
+    /// Not yet anything: its mappings are not shown to the kernel.
+    Pending,
+    /// These; none if it is no ELF file.
+    Known(Vec<Segment>),
+    /// Nothing, and nothing will be.
+    Unknown(Unnamed),
+}
+
+impl Module {
+    /// Why its addresses cannot be told from its mappings, if they cannot: names for them would be
+    /// wrong ones.
+    pub fn no_addresses(&self) -> Option<Unnamed> {
+        match self.segments {
+            Segments::Known(_) => None,
+            Segments::Pending => Some(Unnamed::GaveUp),
+            Segments::Unknown(reason) => Some(reason),
+        }
+    }
 }
 
 /// Where the files of a process are found.
@@ -49,11 +73,18 @@ pub struct Origin {
     pub debug: Arc<DebugRoots>,
 }
 
-/// A table that a builder thread has finished.
+/// What a builder thread has found out about a file.
 pub struct Built {
     /// The module's slot.
     pub slot: u16,
-    table: Result<Table, unwind::Error>,
+    news: News,
+}
+
+enum News {
+    /// Its segments; the table is being built.
+    Segments(Vec<Segment>),
+    /// All that will be known of it.
+    All(Parsed),
 }
 
 struct Job {
@@ -61,12 +92,41 @@ struct Job {
     file: Arc<File>,
 }
 
+/// The threads that have tables built; when this is dropped they give up what they are at.
+pub struct Builders {
+    jobs: mpsc::Sender<Job>,
+    built: results::UnboundedReceiver<Built>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Builders {
+    /// Starts them, and with each a parser.
+    pub fn start() -> Self {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (done, built) = results::unbounded_channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let stop = Arc::new(AtomicBool::new(false));
+        for _ in 0..BUILDERS {
+            let (queue, done) = (Arc::clone(&queue), done.clone());
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || build_all(&queue, &done, &stop));
+        }
+        Self { jobs, built, stop }
+    }
+}
+
+impl Drop for Builders {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 /// All modules of a run.
 pub struct Modules {
     by_file: HashMap<FileId, usize>,
     list: Vec<Module>,
-    jobs: mpsc::Sender<Job>,
-    built: results::UnboundedReceiver<Built>,
+    /// `None`: no table is wanted.
+    builders: Option<Builders>,
     pending: usize,
     /// Modules without a table, by reason.
     pub failed: HashMap<String, u64>,
@@ -75,20 +135,12 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Starts the builder threads.
-    pub fn new() -> Self {
-        let (jobs, queue) = mpsc::channel::<Job>();
-        let (done, built) = results::unbounded_channel();
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..BUILDERS {
-            let (queue, done) = (Arc::clone(&queue), done.clone());
-            std::thread::spawn(move || build_all(&queue, &done));
-        }
+    /// None yet.
+    pub fn new(builders: Option<Builders>) -> Self {
         Self {
             by_file: HashMap::new(),
             list: Vec::new(),
-            jobs,
-            built,
+            builders,
             pending: 0,
             failed: HashMap::new(),
             bad_entries: 0,
@@ -119,14 +171,13 @@ impl Modules {
 
     /// Registers a file before it is mapped.
     pub fn add(&mut self, map: &Map, file: Option<File>, origin: &Origin, slot: u16) -> usize {
-        let segments = file.as_ref().and_then(|file| elf::segments(file).ok());
         self.list.push(Module {
             slot,
             name: map.name(),
             path: map.path.clone(),
             file: file.map(Arc::new),
             roots: Arc::clone(&origin.debug),
-            segments: segments.unwrap_or_default(),
+            segments: Segments::Pending,
             layout: Layout::default(),
             ready: false,
         });
@@ -146,27 +197,43 @@ impl Modules {
             return;
         };
         let Some(file) = module.file.clone() else {
-            return self.give_up(index, "the file could not be opened");
+            return self.give_up(
+                index,
+                Unnamed::FileUnavailable,
+                "the file could not be opened",
+            );
         };
-        if self
-            .jobs
-            .send(Job {
-                slot: module.slot,
-                file,
-            })
-            .is_ok()
-        {
+        let slot = module.slot;
+        let jobs = self.builders.as_ref().map(|builders| &builders.jobs);
+        if jobs.is_some_and(|jobs| jobs.send(Job { slot, file }).is_ok()) {
             self.pending += 1;
         }
     }
 
-    /// Marks a module as one without rules: its frames are followed by the frame pointer.
-    fn give_up(&mut self, index: usize, reason: &str) {
+    /// Marks a module as one without rules: its frames are followed by the frame pointer. Where its
+    /// segments are not known either, `unnamed` is why its addresses have no names.
+    fn give_up(&mut self, index: usize, unnamed: Unnamed, reason: &str) {
         if let Some(module) = self.list.get_mut(index) {
             module.layout = no_rules(module.slot);
             module.ready = true;
+            if matches!(module.segments, Segments::Pending) {
+                module.segments = Segments::Unknown(unnamed);
+            }
         }
         *self.failed.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// The end of the run: no further table is built, and those under way are given up, which counts
+    /// as a failure if they are `wanted`.
+    pub fn close(&mut self, wanted: bool) {
+        self.builders = None;
+        self.pending = 0;
+        for index in 0..self.list.len() {
+            let module = self.list.get_mut(index).filter(|module| !module.ready);
+            if module.is_some() && wanted {
+                self.give_up(index, Unnamed::GaveUp, "not built by the end of the run");
+            }
+        }
     }
 
     /// Tables still being built.
@@ -176,12 +243,15 @@ impl Modules {
 
     /// Waits for the next finished table.
     pub async fn next_built(&mut self) -> Option<Built> {
-        self.built.recv().await
+        match &mut self.builders {
+            Some(builders) => builders.built.recv().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// A finished table, if there is one.
     pub fn try_built(&mut self) -> Option<Built> {
-        self.built.try_recv().ok()
+        self.builders.as_mut()?.built.try_recv().ok()
     }
 
     /// The place in [`Modules::list`] of the module with this slot.
@@ -189,23 +259,39 @@ impl Modules {
         self.list.iter().position(|module| module.slot == slot)
     }
 
-    /// Takes a finished table in; gives back its blocks for the kernel.
+    /// Takes in what was found out; gives back the blocks of a finished table for the kernel.
     pub fn finish(&mut self, built: Built) -> Option<Vec<Block>> {
-        self.pending = self.pending.saturating_sub(1);
         let index = self.index(built.slot)?;
-        match built.table {
+        let module = self.list.get_mut(index)?;
+        let parsed = match built.news {
+            News::Segments(segments) => {
+                if !module.ready {
+                    module.segments = Segments::Known(segments);
+                }
+                return None;
+            }
+            News::All(parsed) => parsed,
+        };
+        self.pending = self.pending.saturating_sub(1);
+        if module.ready {
+            return None;
+        }
+        if let (Err(failure), Segments::Pending) = (&parsed.segments, &module.segments) {
+            module.segments = Segments::Unknown(failure.reason());
+        }
+        match parsed.table {
             Ok(table) => {
-                self.bad_entries += table.report.bad_fdes;
-                let module = self.list.get_mut(index)?;
                 module.layout = Layout {
                     table: u32::from(module.slot),
                     ..table.module
                 };
                 module.ready = true;
+                let bad = table.report.bad_fdes;
+                self.bad_entries = self.bad_entries.saturating_add(bad);
                 Some(table.blocks)
             }
-            Err(error) => {
-                self.give_up(index, &error.to_string());
+            Err(reason) => {
+                self.give_up(index, Unnamed::GaveUp, &reason);
                 None
             }
         }
@@ -214,34 +300,33 @@ impl Modules {
     /// Forgets a table that the kernel did not take.
     pub fn refused(&mut self, slot: u16, reason: &str) {
         if let Some(index) = self.index(slot) {
-            self.give_up(index, reason);
+            self.give_up(index, Unnamed::GaveUp, reason);
         }
     }
 
-    /// Where the table of a module lies, and the load bias of a mapping of it.
+    /// Where the table of a module lies, and the load bias of a mapping of it; `None` while neither
+    /// is known.
     pub fn placement(&self, index: usize, map: &Map) -> Option<(Layout, u64)> {
         let module = self.list.get(index)?;
-        let bias = match elf::bias(map.start, map.offset, &module.segments) {
-            Some(bias) => bias,
-            // Not an ELF file: its addresses are offsets in the file.
-            None => map.start.wrapping_sub(map.offset),
+        let bias = match &module.segments {
+            Segments::Pending => return None,
+            Segments::Known(segments) => elf::bias(map.start, map.offset, segments),
+            Segments::Unknown(_) => None,
         };
         let pending = Layout {
             table: u32::from(module.slot),
             ..Layout::default()
         };
-        Some((if module.ready { module.layout } else { pending }, bias))
+        Some((
+            if module.ready { module.layout } else { pending },
+            // Not an ELF file: its addresses are offsets in the file.
+            bias.unwrap_or(map.start.wrapping_sub(map.offset)),
+        ))
     }
 
     /// All of them.
     pub fn list(&self) -> &[Module] {
         &self.list
-    }
-}
-
-impl Default for Modules {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -257,7 +342,13 @@ fn no_rules(slot: u16) -> Layout {
 }
 
 /// The body of a builder thread: ends when the queue does.
-fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender<Built>) {
+fn build_all(
+    queue: &Mutex<mpsc::Receiver<Job>>,
+    done: &results::UnboundedSender<Built>,
+    stop: &AtomicBool,
+) {
+    // The first parser is started with all privileges, so that it can become another user.
+    let mut parser = Parser::of_tables();
     // The files are open already. A filter that forbids even this has said so to the main thread.
     let _ = privilege::drop_to(&[]);
     loop {
@@ -265,10 +356,15 @@ fn build_all(queue: &Mutex<mpsc::Receiver<Job>>, done: &results::UnboundedSender
             Ok(queue) => queue.recv(),
             Err(_) => return,
         };
-        let Ok(Job { slot, file }) = job else { return };
-        let build = AssertUnwindSafe(|| unwind::build(&*file));
-        let table = catch_unwind(build).unwrap_or(Err(unwind::Error::Panicked));
-        if done.send(Built { slot, table }).is_err() {
+        let Some(Job { slot, file }) = job.ok().filter(|_| !stop.load(Ordering::Relaxed)) else {
+            return;
+        };
+        // False once nobody listens any more.
+        let tell = |news| done.send(Built { slot, news }).is_ok();
+        let parsed = parser.table(&file, stop, |segments| {
+            tell(News::Segments(segments));
+        });
+        if !tell(News::All(parsed)) {
             return;
         }
     }

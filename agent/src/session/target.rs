@@ -1,6 +1,8 @@
 //! Which processes are in scope, and what each has mapped.
 
+mod error;
 mod life;
+mod program;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
@@ -13,12 +15,15 @@ use agent_ebpf::{Start, Target};
 use aya::maps::{HashMap as BpfMap, MapData};
 
 use super::deferred::Code;
-use super::modules::{Built, Module, Modules, Origin};
-use super::tables::{self, Tables};
+use super::modules::{Builders, Built, Module, Modules, Origin};
+use super::tables::Tables;
+use crate::parser;
 use crate::process::container::Place;
 use crate::process::identity::{self, Entry};
 use crate::process::{self, FileId, Listed, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
+pub use error::Error;
+use program::shown_program;
 
 /// One process in scope, or one that was.
 #[derive(Debug)]
@@ -76,30 +81,6 @@ pub type Maps = Vec<(Map, Option<usize>)>;
 /// What went wrong without ending the run, by cause.
 pub type Notes = HashMap<String, u64>;
 
-/// Why a process could not be taken into scope.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be looked at.
-    #[error(transparent)]
-    Process(#[from] crate::process::Error),
-    /// Its table could not be handed over.
-    #[error(transparent)]
-    Tables(#[from] tables::Error),
-    /// The kernel refused the entry.
-    #[error("cannot put process {pid} in scope")]
-    Scope {
-        /// The process.
-        pid: u32,
-        /// What the kernel answered.
-        source: aya::maps::MapError,
-    },
-}
-
-/// The path of its program, as it sees it.
-fn shown_program(process: &Process) -> Option<String> {
-    let path = process.exe()?;
-    Some(path.to_string_lossy().into_owned())
-}
 /// What is said of processes that were found in the control group while the run went on.
 const JOINED: &str =
     "processes that joined the control group (what they did before they were found is missing)";
@@ -122,7 +103,9 @@ impl Code for ProcessCode<'_> {
         let maps = self.maps;
         let after = maps.partition_point(|(map, _)| map.start <= address);
         let (map, module) = maps.get(after.checked_sub(1)?)?;
-        (address < map.end).then(|| self.targets.entry(map, *module))
+        self.targets
+            .entry(map, *module)
+            .filter(|_| address < map.end)
     }
 
     fn block(&self, table: u32, index: u32) -> Option<Block> {
@@ -150,18 +133,19 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// No process yet. `follow`: what they fork is in scope too; `mappings`: what they map is
+    /// No process yet. `follow`: what they fork is in scope too. With `builders` what they map is
     /// followed, for the unwinding of their stacks.
     pub fn new(
         scope: BpfMap<MapData, u32, [u64; 3]>,
         tables: Tables,
         follow: bool,
-        mappings: bool,
+        builders: Option<Builders>,
     ) -> Self {
+        let mappings = builders.is_some();
         Self {
             scope,
             tables,
-            modules: Modules::new(),
+            modules: Modules::new(builders),
             list: Vec::new(),
             by_tgid: HashMap::new(),
             by_pid: HashMap::new(),
@@ -441,7 +425,9 @@ impl Targets {
         let tracked = &self.list[index];
         let mut entries: Vec<Mapping> = Vec::with_capacity(tracked.maps.len());
         for (map, module) in tracked.maps.iter() {
-            let entry = self.entry(map, *module);
+            let Some(entry) = self.entry(map, *module) else {
+                continue;
+            };
             match entries.last_mut() {
                 // JIT code comes in many pieces that lie side by side.
                 Some(last) if no_table(last) && no_table(&entry) && last.end == entry.start => {
@@ -463,17 +449,25 @@ impl Targets {
         Ok(())
     }
 
-    /// A mapping as the kernel programs know it.
-    fn entry(&self, map: &Map, module: Option<usize>) -> Mapping {
-        let placement = module.and_then(|module| self.modules.placement(module, map));
-        let (module, bias) = placement.unwrap_or((Layout::default(), 0));
-        Mapping {
+    /// A mapping as the kernel programs know it; `None` as long as nothing is known of its file.
+    fn entry(&self, map: &Map, module: Option<usize>) -> Option<Mapping> {
+        let (module, bias) = match module {
+            Some(module) => self.modules.placement(module, map)?,
+            None => (Layout::default(), 0),
+        };
+        Some(Mapping {
             start: map.start,
             end: map.end,
             bias,
             module,
             ..Mapping::default()
-        }
+        })
+    }
+
+    /// The end of the run: no further table is built, and those under way are given up, which counts
+    /// as a failure if they are `wanted`.
+    pub fn close(&mut self, wanted: bool) {
+        self.modules.close(wanted);
     }
 
     /// The thread-group id, in the initial namespace, of the process that the agent sees as `pid`.
@@ -553,34 +547,6 @@ impl Targets {
         self.modules.list()
     }
 
-    /// Looks whether a process runs another program than was known, which is then known; false also
-    /// where that cannot be seen.
-    fn look_at_program(&mut self, index: usize) -> bool {
-        let Some(tracked) = self.list.get_mut(index) else {
-            return false;
-        };
-        let Some(process) = &tracked.process else {
-            return false;
-        };
-        let program = process.program();
-        if program.is_none() || program == tracked.program {
-            return false;
-        }
-        tracked.program = program;
-        tracked.exe = shown_program(process);
-        true
-    }
-
-    /// Looks at the programs of the living for the last time: the record of an exec may be lost.
-    pub fn check_programs(&mut self) {
-        let all = 0..self.list.len();
-        let changed = all.filter(|&index| self.look_at_program(index)).count() as u64;
-        if changed > 0 {
-            let note = "programs executed that no record told of".to_owned();
-            *self.notes.entry(note).or_default() += changed;
-        }
-    }
-
     /// Whether every process has ended.
     pub fn all_ended(&self) -> bool {
         self.list.iter().all(Tracked::is_over)
@@ -594,6 +560,7 @@ impl Targets {
                 .entry(format!("modules without an unwind table: {reason}"))
                 .or_default() += count;
         }
+        notes.extend(parser::warnings().into_iter().map(|warning| (warning, 1)));
         if self.modules.bad_entries > 0 {
             notes.insert(
                 "malformed entries of .eh_frame".to_owned(),

@@ -42,6 +42,27 @@ impl Budget {
         Self::lasting(RUN, &GIVEN_UP)
     }
 
+    /// What is left of another process's: of the time in which debug information is read, and of all.
+    pub fn rest(details: Duration, all: Duration) -> Self {
+        let now = Instant::now();
+        let mut budget = Self::start();
+        budget.details = now + details.min(RUN);
+        budget.end = now + all.min(RUN);
+        budget
+    }
+
+    /// The times that are left: that in which debug information is read, and all of it.
+    pub fn left(&self) -> (Duration, Duration) {
+        let now = Instant::now();
+        let left = |end: Instant| end.saturating_duration_since(now);
+        (left(self.details), left(self.end))
+    }
+
+    /// Whether the user has had enough.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
     pub(super) fn lasting(time: Duration, given_up: &'static AtomicBool) -> Self {
         NAMING.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();

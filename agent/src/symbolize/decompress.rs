@@ -52,6 +52,11 @@ impl Memory {
         }
     }
 
+    /// Leaves so many bytes for all that is unpacked from now on.
+    pub(super) fn limit(&self, bytes: u64) {
+        self.left.store(bytes, Ordering::Relaxed);
+    }
+
     /// Takes so many bytes, if they are left; [`Memory::give_back`] must follow.
     pub(super) fn take(&self, bytes: u64) -> bool {
         let take = |left: u64| left.checked_sub(bytes);

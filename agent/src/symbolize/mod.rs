@@ -47,6 +47,11 @@ use elf::Elf;
 use separate::Separate;
 use source::Source;
 
+/// Limits what is held unpacked at the same time, in bytes; to be called before anything is named.
+pub fn limit_memory(bytes: u64) {
+    decompress::MEMORY.limit(bytes);
+}
+
 /// Names addresses of one module. `file` is the module itself, `name` its name as it is shown,
 /// `debug` finds its separate debug information; `addresses` are ELF virtual addresses in
 /// ascending order, those of calls being the return address minus one.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::decompress::Unpacked;
+use crate::elf;
 
 /// An ELF image that is read piece by piece and never mapped, so that a file cut short while it
 /// is read is an error and not a signal.
@@ -69,6 +70,5 @@ impl<'a> Source<'a> {
 }
 
 fn regular_length(file: &File) -> Option<u64> {
-    let metadata = file.metadata().ok()?;
-    metadata.is_file().then_some(metadata.len())
+    elf::regular_length(file).ok()
 }

@@ -29,10 +29,15 @@ impl Target {
 
     /// Starts a command that says nothing. It leads a process group, so that its children go with it.
     pub(crate) fn run_unready(command: &mut Command) -> Target {
+        Target::run_with_input(command, Stdio::null())
+    }
+
+    /// As [`Target::run_unready`], with something on its standard input.
+    pub(crate) fn run_with_input(command: &mut Command, input: Stdio) -> Target {
         use std::os::unix::process::CommandExt;
         let spawned = command
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .spawn();
         let mut child = spawned.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
