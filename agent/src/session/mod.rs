@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod deferred;
+mod error;
 pub mod modules;
 mod namespace;
 pub mod records;
@@ -14,7 +15,6 @@ pub mod tracepoint;
 mod watch;
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{ProgramError, RawTracePoint};
+use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 
 use crate::preflight::Kernel;
-use crate::preflight::refusal::{Operation, Refusal};
 use crate::process::{self, Process};
 use deferred::Deferred;
+pub use error::Error;
 use records::{Counters, owner, process_record};
 use sideband::{Event, Sideband};
 use tables::Tables;
@@ -61,85 +61,6 @@ const LIFE: [(&str, &str); 4] = [
     ("process_exit", "sched_process_exit"),
     ("process_free", "sched_process_free"),
 ];
-
-/// Why a run could not begin or go on. The chain of sources holds what the kernel answered.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Something that this kernel or these privileges do not allow.
-    #[error(transparent)]
-    Preflight(#[from] crate::preflight::Error),
-    /// The bytecode could not be loaded.
-    #[error("the kernel refused agent's BPF maps or types")]
-    Load(#[source] Box<aya::EbpfError>),
-    /// A program was refused.
-    #[error("cannot load the BPF program {program}")]
-    Program {
-        /// Its name.
-        program: &'static str,
-        /// What the kernel answered, with the verifier's log.
-        source: Box<aya::programs::ProgramError>,
-    },
-    /// A program could not be attached.
-    #[error("cannot attach the BPF program {program} to {hook}")]
-    Attach {
-        /// Its name.
-        program: &'static str,
-        /// The hook.
-        hook: String,
-        /// What the kernel answered.
-        source: Box<aya::programs::ProgramError>,
-    },
-    /// A map is missing or of another type: the bytecode does not fit this program.
-    #[error("the embedded bytecode does not fit this program: map {0}")]
-    Map(&'static str),
-    /// A program is missing: the bytecode does not fit this program.
-    #[error("the embedded bytecode does not fit this program: program {0}")]
-    Missing(&'static str),
-    /// A process could not be taken into scope.
-    #[error(transparent)]
-    Target(#[from] target::Error),
-    /// It is in a PID namespace that the agent's does not contain.
-    #[error("process {0} could not be found by the kernel's task iterator")]
-    NoTgid(u32),
-    /// The kernel does not tell what processes map.
-    #[error("cannot open the perf side band")]
-    Sideband(#[from] sideband::Error),
-    /// An operating system call failed.
-    #[error("{what}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-impl Error {
-    /// What the kernel was asked for and answered, where it was the kernel that said no.
-    pub fn refusal(&self) -> Option<Refusal> {
-        let operation = match self {
-            Error::Load(_) | Error::Target(target::Error::Tables(_)) => Operation::Map,
-            Error::Program { .. } => Operation::Program,
-            Error::Attach { source, .. } => match &**source {
-                ProgramError::SyscallError(error) if error.call == "perf_event_open" => {
-                    Operation::PerfEvent
-                }
-                _ => Operation::Attach,
-            },
-            Error::Sideband(error) => return error.refusal(),
-            Error::Io { .. } => Operation::Other,
-            _ => return None,
-        };
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            if let Some(errno) = error.downcast_ref().and_then(io::Error::raw_os_error) {
-                return Some(Refusal { operation, errno });
-            }
-            source = error.source();
-        }
-        None
-    }
-}
 
 /// The programs that a command needs, and for which the maps are made large enough.
 #[derive(Clone, Debug, Default)]
