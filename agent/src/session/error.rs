@@ -1,4 +1,4 @@
-//! Why a run could not begin or go on.
+//! Why a run could not begin or go on, and what the kernel was asked for.
 
 use std::io;
 
