@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::macros::perf_event;
 use aya_ebpf::programs::PerfEventContext;
 
-use crate::maps::{Scratch, TARGETS};
+use crate::maps::Scratch;
 use crate::{count, emit, process, stack};
 
 /// A tick: counts it, and if a process in scope is running sends its stack.
@@ -24,8 +24,7 @@ fn outcome(ctx: &PerfEventContext) -> Counter {
         return Counter::Idle;
     }
     let tgid = (pid_tgid >> 32) as u32;
-    // SAFETY: the value is copied at once; an update replaces it whole.
-    let Some(target) = (unsafe { TARGETS.get(tgid) }).copied() else {
+    let Some(target) = process::target(tgid) else {
         return Counter::Other;
     };
     if target.flags & TARGET_BEFORE_EXEC != 0 {

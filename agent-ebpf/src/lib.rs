@@ -157,6 +157,8 @@ numbers! {
         LostRequest = "request_times_lost",
         /// The last record of a connection did not fit in the ring buffer.
         LostConnectionRecord = "connection_records_lost",
+        /// What another process did under the id of a target that had ended; it is left out.
+        IdReused = "events_of_others_with_the_id_of_an_ended_target",
     }
 }
 
@@ -176,7 +178,33 @@ pub const TARGET_FOLLOW_CHILDREN: u32 = 1;
 /// Flag of [`Target::flags`]: it has not executed its program yet, and is not sampled before.
 pub const TARGET_BEFORE_EXEC: u32 = 2;
 
-/// Value of the `TARGETS` map; the key is the thread-group id in the initial PID namespace.
+/// When a process began, as exactly as is known: which of those that have the same id one after the
+/// other it is. `/proc` gives hundredths of a second (proc(5) `stat`), the kernel nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Nanoseconds of the boot clock (`task_struct.start_boottime`, kernel 5.5).
+    pub at: u64,
+    /// It began within so many nanoseconds from there on; 0 is never.
+    pub span: u64,
+}
+
+impl Start {
+    /// Known from the kernel itself.
+    pub const fn exactly(at: u64) -> Self {
+        Self { at, span: 1 }
+    }
+
+    /// Whether a process that began at this nanosecond can be the one.
+    #[inline(always)]
+    pub const fn is(&self, at: u64) -> bool {
+        at.wrapping_sub(self.at) < self.span
+    }
+}
+
+/// Value of the `TARGETS` map; the key is the thread-group id in the initial PID namespace. The entry
+/// outlives its process for a moment, in which the id can already be another's: only what began when
+/// `start` says is the target.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Target {
@@ -184,13 +212,25 @@ pub struct Target {
     pub table: u32,
     /// `TARGET_…` flags.
     pub flags: u32,
+    /// When the process began.
+    pub start: Start,
 }
-const _: () = assert!(size_of::<Target>() == 8);
+const _: () = assert!(size_of::<Target>() == 24);
 
 impl Target {
     /// The same bytes as plain words, as userspace writes them.
-    pub const fn words(self) -> [u32; 2] {
-        [self.table, self.flags]
+    pub const fn words(self) -> [u64; 3] {
+        let first = self.table as u64 | (self.flags as u64) << 32;
+        [first, self.start.at, self.start.span]
+    }
+
+    /// What userspace reads.
+    pub const fn from_words([first, at, span]: [u64; 3]) -> Self {
+        Self {
+            table: first as u32,
+            flags: (first >> 32) as u32,
+            start: Start { at, span },
+        }
     }
 }
 
@@ -204,8 +244,11 @@ pub mod record {
     pub const FORK: u32 = 3;
     /// [`crate::ProcessRecord`]: a process in scope replaced its program.
     pub const EXEC: u32 = 4;
-    /// [`crate::ProcessRecord`]: the last thread of a process in scope ended.
+    /// [`crate::ProcessRecord`]: the last thread of a process in scope ends. What its id does from
+    /// now on in user space is another's.
     pub const EXIT: u32 = 5;
+    /// [`crate::ProcessRecord`]: a process in scope is gone; no sample of it comes any more.
+    pub const GONE: u32 = 12;
     /// [`crate::connection::Report`].
     pub const TCP: u32 = 6;
     /// [`crate::DeferredRecord`] followed by the bytes of the stack.
@@ -302,7 +345,7 @@ const _: () = assert!(size_of::<DeferredRecord>() == 2048);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessRecord {
-    /// One of [`record::FORK`], [`record::EXEC`], [`record::EXIT`].
+    /// One of [`record::FORK`], [`record::EXEC`], [`record::EXIT`], [`record::GONE`].
     pub kind: u32,
     /// Thread-group id in the initial PID namespace.
     pub tgid: u32,
@@ -312,5 +355,7 @@ pub struct ProcessRecord {
     pub visible: u32,
     /// When, in nanoseconds of the monotonic clock.
     pub time: u64,
+    /// When the process began ([`Start::at`]).
+    pub start: u64,
 }
-const _: () = assert!(size_of::<ProcessRecord>() == 24);
+const _: () = assert!(size_of::<ProcessRecord>() == 32);

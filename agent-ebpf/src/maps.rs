@@ -211,8 +211,14 @@ pub mod config {
         TASK_TGID, task_tgid: u32;
         /// `task_struct.pid`.
         TASK_PID, task_pid: u32;
+        /// `task_struct.group_leader`.
+        TASK_LEADER, task_leader: u32;
+        /// `task_struct.start_boottime`.
+        TASK_START, task_start: u32;
         /// `task_struct.signal`.
         TASK_SIGNAL, task_signal: u32;
+        /// `signal_struct.live`.
+        SIGNAL_LIVE, signal_live: u32;
         /// `signal_struct.pids[PIDTYPE_TGID]`.
         SIGNAL_TGID, signal_tgid: u32;
         /// `task_struct.thread_pid`.

@@ -1,7 +1,7 @@
 //! The life of the processes in scope: fork, exec, exit; and the PID namespaces.
 
 use agent_ebpf::{
-    Counter, ProcessRecord, TARGET_BEFORE_EXEC, TARGET_FOLLOW_CHILDREN, Target, record,
+    Counter, ProcessRecord, Start, TARGET_BEFORE_EXEC, TARGET_FOLLOW_CHILDREN, Target, record,
 };
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
@@ -11,13 +11,44 @@ use aya_ebpf::programs::RawTracePointContext;
 use crate::maps::{TARGETS, WANTED, config};
 use crate::{count, emit};
 
+const BPF_EXIST: u64 = 2;
+
+/// What is known of the current process, if it is in scope.
+#[inline(always)]
+pub fn target(tgid: u32) -> Option<Target> {
+    // SAFETY: the helper has no preconditions.
+    target_of(unsafe { bpf_get_current_task() }, tgid)
+}
+
+/// What is known of the process of a task, if it is in scope: an entry may be of a former process
+/// of the same id.
+#[inline(always)]
+pub fn target_of(task: u64, tgid: u32) -> Option<Target> {
+    // SAFETY: the value is copied at once; an update replaces it whole.
+    let target = unsafe { TARGETS.get(tgid) }.copied()?;
+    if target
+        .start
+        .is(start_of(read_u64(task, config::task_leader())))
+    {
+        return Some(target);
+    }
+    count(Counter::IdReused, 1);
+    None
+}
+
+/// When a process began, from its leading thread. A thread that executes a program takes the leader's
+/// place and its start (`de_thread`, fs/exec.c).
+#[inline(always)]
+fn start_of(leader: u64) -> u64 {
+    read_u64(leader, config::task_start())
+}
+
 /// `sched_process_fork(parent, child)`: a child of a followed process is in scope at once, with
 /// the mapping table of its parent, whose address space it copied.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the value is copied at once.
-    let Some(target) = (unsafe { TARGETS.get(parent) }).copied() else {
+    let Some(target) = target(parent) else {
         return 0;
     };
     if target.flags & TARGET_FOLLOW_CHILDREN == 0 {
@@ -28,11 +59,16 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     if tgid == parent || tgid == 0 {
         return 0;
     }
+    let start = start_of(child);
+    let target = Target {
+        start: Start::exactly(start),
+        ..target
+    };
     if TARGETS.insert(tgid, target, 0).is_err() {
         count(Counter::LostChild, 1);
         return 0;
     }
-    send(record::FORK, tgid, parent, visible(child));
+    send(record::FORK, tgid, start, parent, visible(child));
     0
 }
 
@@ -40,16 +76,36 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // SAFETY: the value is copied at once.
-    let Some(target) = (unsafe { TARGETS.get(tgid) }).copied() else {
+    let Some(target) = target(tgid) else {
         return 0;
     };
     let started = Target {
         table: 0,
         flags: target.flags & !TARGET_BEFORE_EXEC,
+        ..target
     };
-    let _ = TARGETS.insert(tgid, started, 0);
-    send(record::EXEC, tgid, 0, visible(ctx.arg::<u64>(0)));
+    let _ = TARGETS.insert(tgid, started, BPF_EXIST);
+    let task = ctx.arg::<u64>(0);
+    let leader = read_u64(task, config::task_leader());
+    send(record::EXEC, tgid, start_of(leader), 0, visible(task));
+    0
+}
+
+/// `sched_process_exit(task)`: a thread ends. After the last one the id can be another's before
+/// `sched_process_free`, which waits for an RCU grace period.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit(ctx: RawTracePointContext) -> i32 {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if target(tgid).is_none() {
+        return 0;
+    }
+    let task = ctx.arg::<u64>(0);
+    let signal = read_u64(task, config::task_signal());
+    if read_u32(signal, config::signal_live()) != 0 {
+        return 0;
+    }
+    let leader = read_u64(task, config::task_leader());
+    send(record::EXIT, tgid, start_of(leader), 0, 0);
     0
 }
 
@@ -59,17 +115,23 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 pub fn process_free(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg::<u64>(0);
     let pid = read_u32(task, config::task_pid());
-    // SAFETY: only whether there is a value is looked at.
-    if unsafe { TARGETS.get(pid) }.is_none() || read_u32(task, config::task_tgid()) != pid {
+    if read_u32(task, config::task_tgid()) != pid {
         return 0;
     }
+    let start = start_of(task);
+    // SAFETY: the value is copied at once; an update replaces it whole.
+    match unsafe { TARGETS.get(pid) }.copied() {
+        // A process in scope that has the id since stays.
+        Some(target) if target.start.is(start) => {}
+        _ => return 0,
+    }
     let _ = TARGETS.remove(pid);
-    send(record::EXIT, pid, 0, 0);
+    send(record::GONE, pid, start, 0, 0);
     0
 }
 
 #[inline(always)]
-fn send(kind: u32, tgid: u32, parent: u32, visible: u32) {
+fn send(kind: u32, tgid: u32, start: u64, parent: u32, visible: u32) {
     let record = ProcessRecord {
         kind,
         tgid,
@@ -77,6 +139,7 @@ fn send(kind: u32, tgid: u32, parent: u32, visible: u32) {
         visible,
         // SAFETY: the helper has no preconditions.
         time: unsafe { bpf_ktime_get_ns() },
+        start,
     };
     // SAFETY: the record is on the stack, whole and initialised.
     if !unsafe {

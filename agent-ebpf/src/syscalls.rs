@@ -17,9 +17,9 @@ use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 
 use crate::maps::{
     ARGUMENTS, BUCKETS, CALL, CALLS, CallScratch, ROWS, SEEN, SHAPES, STACK_COUNTS, STARTS,
-    SYSCALL_COUNTERS, Scratch, TARGETS, WANTED_ERRNOS, config,
+    SYSCALL_COUNTERS, Scratch, WANTED_ERRNOS, config,
 };
-use crate::process::read_u32;
+use crate::process::{self, read_u32};
 use crate::{arguments, emit, stack};
 
 /// Highest errno (`MAX_ERRNO`, linux/err.h).
@@ -40,8 +40,7 @@ const NO_CALL: u32 = u32::MAX;
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn syscall_enter(ctx: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
-    // SAFETY: only whether there is a value is looked at.
-    if unsafe { TARGETS.get((pid_tgid >> 32) as u32) }.is_none() {
+    if process::target((pid_tgid >> 32) as u32).is_none() {
         return 0;
     }
     let tid = pid_tgid as u32;
@@ -101,8 +100,7 @@ fn exited(result: u64, regs: impl FnOnce() -> u64) {
     }
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    // SAFETY: the value is copied at once; an update replaces it whole.
-    let Some(table) = (unsafe { TARGETS.get(tgid) }).map(|target| target.table) else {
+    let Some(table) = process::target(tgid).map(|target| target.table) else {
         return;
     };
     let regs = regs();

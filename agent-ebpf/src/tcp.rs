@@ -14,9 +14,9 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::{fentry, fexit, raw_tracepoint};
 use aya_ebpf::programs::{FEntryContext, FExitContext, RawTracePointContext};
 
-use crate::maps::{BLANK, CONNECTIONS, EVENTS, LISTENERS, REPORT, TARGETS, config};
+use crate::maps::{BLANK, CONNECTIONS, EVENTS, LISTENERS, REPORT, config};
 use crate::sock::{self, read, state};
-use crate::{count, emit};
+use crate::{count, emit, process};
 
 const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
@@ -32,10 +32,10 @@ fn current() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
+/// Whether the current process is a target.
 #[inline(always)]
 fn in_scope(tgid: u32) -> bool {
-    // SAFETY: only whether there is a value is looked at.
-    unsafe { TARGETS.get(tgid) }.is_some()
+    process::target(tgid).is_some()
 }
 
 #[inline(always)]
@@ -441,9 +441,9 @@ pub extern "C" fn iter_tcp(ctx: *const FileIterator) -> i32 {
         return 0;
     }
     let tgid: u32 = read(task, config::task_tgid());
-    let (what, connection) = match held_by(sock, tgid) {
+    let (what, connection) = match held_by(sock, task, tgid) {
         Some(connection) => (what::LIVES, &*connection),
-        None if finds_no_room(sock, tgid) => match BLANK.get(0) {
+        None if finds_no_room(sock, task, tgid) => match BLANK.get(0) {
             Some(blank) => (what::NO_ROOM, blank),
             None => return 0,
         },
@@ -463,15 +463,18 @@ pub extern "C" fn iter_tcp(ctx: *const FileIterator) -> i32 {
 
 /// Whether it is a connection of a target that should be followed and is not.
 #[inline(always)]
-fn finds_no_room(sock: u64, tgid: u32) -> bool {
+fn finds_no_room(sock: u64, task: u64, tgid: u32) -> bool {
     let state = sock::tcp_state(sock);
-    in_scope(tgid) && state != state::LISTEN && state != state::CLOSE && find(sock).is_none()
+    process::target_of(task, tgid).is_some()
+        && state != state::LISTEN
+        && state != state::CLOSE
+        && find(sock).is_none()
 }
 
 /// The connection behind a socket that this process holds, if the process is a target.
 #[inline(always)]
-fn held_by(sock: u64, tgid: u32) -> Option<&'static mut Connection> {
-    if !in_scope(tgid) {
+fn held_by(sock: u64, task: u64, tgid: u32) -> Option<&'static mut Connection> {
+    if process::target_of(task, tgid).is_none() {
         if let Some(connection) = find(sock)
             && connection.tgid != 0
         {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::profile::Container;
 use crate::profile::{Cost, Profile};
 use crate::{syscalls, tcp};
 
@@ -128,21 +129,9 @@ pub struct Target {
     pub processes: usize,
     /// The container that it runs in; `None` for none that is known.
     pub container: Option<Container>,
-}
-
-/// A container, as far as its control group tells.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Container {
-    /// Its id: 64 hexadecimal digits.
-    pub id: String,
-    /// Who runs it: `docker`, `containerd`, `cri-o`, `podman`.
-    pub runtime: Option<String>,
-    /// Its image.
-    pub image: Option<String>,
-    /// Unique id of its Kubernetes pod.
-    pub pod_uid: Option<String>,
-    /// Name of its pod.
-    pub pod_name: Option<String>,
+    /// Its control group, as the agent sees it; `None` for the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
 }
 
 /// The target's use of the CPUs.

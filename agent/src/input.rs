@@ -83,6 +83,12 @@ fn bounded(reader: impl Read, failed: impl Fn(io::Error) -> Reason) -> Result<Ve
     Ok(bytes)
 }
 
+/// Reads a capture from its bytes.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_bytes(bytes: &[u8]) -> Result<Side, String> {
+    parse(bytes, "capture").map_err(|reason| reason.to_string())
+}
+
 fn parse(bytes: &[u8], label: &str) -> Result<Side, Reason> {
     if bytes.starts_with(b"PK") {
         return Ok(bundle::parse(bytes, label)?);

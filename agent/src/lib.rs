@@ -30,6 +30,8 @@ pub mod capture;
 pub mod cli;
 pub mod diff;
 pub mod elf;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz_targets;
 mod gopclntab;
 pub mod input;
 pub mod naming;

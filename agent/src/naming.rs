@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agent_ebpf::frame;
 
@@ -291,6 +292,9 @@ fn name_all(work: Vec<Work>) -> Vec<Named> {
     done
 }
 
+/// How far the times of files and of events may lie apart: a tick of the kernel.
+const FILE_TIME: Duration = Duration::from_millis(10);
+
 /// The perf map of the process, if there is one.
 fn open_perf_map(tracked: &Tracked) -> Result<Option<File>, NotTrusted> {
     let Some(process) = &tracked.process else {
@@ -302,10 +306,16 @@ fn open_perf_map(tracked: &Tracked) -> Result<Option<File>, NotTrusted> {
         }
         opened => opened.ok(),
     };
-    if let Some(metadata) = file.as_ref().and_then(|file| file.metadata().ok()) {
-        symbolize::check_perf_map_owner(&metadata, process.uid())?;
-    }
-    Ok(file)
+    let Some(metadata) = file.as_ref().and_then(|file| file.metadata().ok()) else {
+        return Ok(file);
+    };
+    symbolize::check_perf_map_owner(&metadata, process.uid())?;
+    let is_theirs = tracked.exited_at.is_none_or(|exited_at| {
+        // What was written later is of another process of its id.
+        let exited = process::wall_time(exited_at) + FILE_TIME;
+        metadata.modified().is_ok_and(|at| at <= exited)
+    });
+    Ok(file.filter(|_| is_theirs))
 }
 
 fn unnamed(

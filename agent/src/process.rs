@@ -1,10 +1,12 @@
 //! A read-only view of a process through `/proc` (proc(5)): what it is, what it has mapped, and
 //! the files behind it. The only place, with `preflight` and the kernel symbolizer, that reads there.
 
+pub mod cgroup;
 pub mod container;
 pub mod descriptor;
+pub mod identity;
 pub mod library;
-mod maps;
+pub(crate) mod maps;
 mod own;
 pub mod priority;
 pub mod privilege;
@@ -18,10 +20,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use agent_ebpf::Start;
+use identity::Entry;
 pub use maps::{FileId, Listed, Map};
 pub use own::{
-    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, own_resident_bytes, own_usage,
-    raise_open_files, restore_open_files, without_opening_files,
+    bpf_map_bytes, bpf_recursion_misses, host_name, monotonic_ns, name_file, own_resident_bytes,
+    own_usage, raise_open_files, restore_open_files, wall_time, without_opening_files,
 };
 use regular::Last;
 pub use root::Root;
@@ -30,7 +34,7 @@ pub use root::Root;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is none with this id.
-    #[error("there is no process {0}; `ps -e` lists those that run")]
+    #[error("there is no process {0}{hint}", hint = not_found_hint())]
     NotFound(u32),
     /// It is a thread of another process.
     #[error("{tid} is a thread of process {pid}; use --pid {pid}")]
@@ -82,12 +86,25 @@ pub enum Error {
     },
 }
 
-/// A process held by a pidfd, which tells whether the process of this id is still the same one.
+/// Where to find the id of a process that runs.
+fn not_found_hint() -> &'static str {
+    if in_initial_pid_namespace() {
+        "; `ps -e` lists those that run"
+    } else {
+        " in this PID namespace, which has numbers of its own: in a container another container's processes are \
+         seen only with `kubectl debug --target=CONTAINER`, `docker run --pid=container:NAME` or the host's PID \
+         namespace"
+    }
+}
+
+/// A process held by a pidfd and its directory in `/proc`: another one that has its id later is
+/// never taken for it.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
     /// `None` once it has ended and was let go.
-    pidfd: Option<OwnedFd>,
+    held: Option<(OwnedFd, Entry)>,
+    start: Start,
     /// Its root directory, open so that its files are found when it is gone.
     root: Root,
     /// Its id in its own, innermost PID namespace.
@@ -131,16 +148,26 @@ impl Process {
         }
         // SAFETY: the kernel has just given this descriptor to us alone.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let process = Self {
+        let entry = Entry::open(pid).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::NotFound(pid),
+            _ => Error::Read {
+                path: proc_path(pid, ""),
+                source,
+            },
+        })?;
+        let own_pid = fs::read_to_string(entry.path("status")).ok();
+        let mut process = Self {
             pid,
-            pidfd: Some(pidfd),
-            root: Root::of(pid),
-            own_pid: namespace_pid(pid).unwrap_or(pid),
-            uid: fs::metadata(proc_path(pid, ""))
+            root: Root::of(&entry),
+            own_pid: own_pid.and_then(|text| innermost(&text)).unwrap_or(pid),
+            uid: fs::metadata(entry.path(""))
                 .map(|meta| meta.uid())
                 .unwrap_or(0),
+            held: Some((pidfd, entry)),
+            start: Start::default(),
         };
         let stat = process.stat()?;
+        process.start = identity::start(stat.start_time);
         if stat.flags & PF_KTHREAD != 0 {
             return Err(Error::KernelThread {
                 pid,
@@ -154,16 +181,22 @@ impl Process {
                 parent: stat.parent,
             });
         }
-        process.still_there()?;
+        // The id was its own all the time: the directory is that of the process of the pidfd.
+        if process.has_ended() {
+            return Err(Error::NotFound(pid));
+        }
         Ok(process)
     }
 
-    /// What was read under its id is its own only if it has not ended since.
-    fn still_there(&self) -> Result<(), Error> {
-        if self.has_ended() {
-            return Err(Error::NotFound(self.pid));
-        }
-        Ok(())
+    /// As [`Process::open`], if it is the one that began then.
+    ///
+    /// # Errors
+    /// As there; [`Error::NotFound`] if another process has its id.
+    pub fn open_begun(pid: u32, start: Start) -> Result<Self, Error> {
+        Self::open(pid).and_then(|process| match process.start.is(start.at) {
+            true => Ok(process),
+            false => Err(Error::NotFound(pid)),
+        })
     }
 
     fn open_failed(pid: u32, error: io::Error) -> Error {
@@ -188,19 +221,35 @@ impl Process {
         self.pid
     }
 
-    /// Readable once the process has ended; `None` after [`Process::let_go`].
-    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.pidfd.as_ref().map(AsFd::as_fd)
+    /// When it began.
+    pub fn start(&self) -> Start {
+        self.start
     }
 
-    /// Closes the descriptor of a process that has ended.
+    /// Readable once the process has ended; `None` after [`Process::let_go`].
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.held.as_ref().map(|(pidfd, _)| pidfd.as_fd())
+    }
+
+    /// Its directory in `/proc`; `None` after [`Process::let_go`].
+    pub fn entry(&self) -> Option<&Entry> {
+        self.held.as_ref().map(|(_, entry)| entry)
+    }
+
+    /// A path to a file of that directory.
+    pub(crate) fn path(&self, name: &str) -> io::Result<PathBuf> {
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        Ok(self.entry().ok_or_else(gone)?.path(name))
+    }
+
+    /// Closes the descriptors of a process that has ended.
     pub fn let_go(&mut self) {
-        self.pidfd = None;
+        self.held = None;
     }
 
     /// Whether it has ended (it may still be a zombie).
     pub fn has_ended(&self) -> bool {
-        let Some(pidfd) = &self.pidfd else {
+        let Some((pidfd, _)) = &self.held else {
             return true;
         };
         let mut poll = libc::pollfd {
@@ -217,26 +266,32 @@ impl Process {
     /// # Errors
     /// [`Error::NotFound`] once it is gone.
     pub fn stat(&self) -> Result<Stat, Error> {
-        let path = proc_path(self.pid, "stat");
-        let text = fs::read(&path).map_err(|_| Error::NotFound(self.pid))?;
+        let text = self.path("stat").and_then(fs::read);
+        let text = text.map_err(|_| Error::NotFound(self.pid))?;
         parse_stat(&text).ok_or_else(|| Error::Read {
-            path,
+            path: proc_path(self.pid, "stat"),
             source: io::ErrorKind::InvalidData.into(),
         })
     }
 
     /// Path of its program, as it sees it; `None` when it cannot be read.
     pub fn exe(&self) -> Option<PathBuf> {
-        fs::read_link(proc_path(self.pid, "exe")).ok()
+        self.path("exe").and_then(fs::read_link).ok()
+    }
+
+    /// The file of its program, which tells one from another at the same path; `None` when it cannot
+    /// be seen.
+    pub fn program(&self) -> Option<FileId> {
+        let meta = self.path("exe").and_then(fs::metadata).ok()?;
+        Some(FileId::of(&meta))
     }
 
     /// Its command line, at most the first [`MAX_COMMAND_LINE`] bytes; `None` when it cannot be
     /// read or the process has taken it away.
     pub fn command_line(&self) -> Option<Vec<String>> {
         let mut text = Vec::new();
-        let file = File::open(proc_path(self.pid, "cmdline")).ok()?;
+        let file = self.path("cmdline").and_then(File::open).ok()?;
         io::Read::read_to_end(&mut io::Read::take(file, MAX_COMMAND_LINE), &mut text).ok()?;
-        self.still_there().ok()?;
         // A process that has written a title over its arguments leaves zeros behind it.
         let end = text.iter().rposition(|&byte| byte != 0)?;
         let words = text.get(..=end)?.split(|&byte| byte == 0);
@@ -251,7 +306,9 @@ impl Process {
     /// read.
     pub fn is_32_bit(&self) -> bool {
         let mut head = [0; 5];
-        let read = File::open(proc_path(self.pid, "exe"))
+        let read = self
+            .path("exe")
+            .and_then(File::open)
             .and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
         read.is_ok() && head == *b"\x7fELF\x01"
     }
@@ -267,8 +324,7 @@ impl Process {
     /// # Errors
     /// When they cannot be read: no permission, or the process is gone.
     pub fn maps(&self) -> Result<Listed, Error> {
-        let path = proc_path(self.pid, "maps");
-        let maps = File::open(&path).and_then(maps::read);
+        let maps = self.path("maps").and_then(File::open).and_then(maps::read);
         let maps = maps.map_err(|source| match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => Error::Permission {
                 pid: self.pid,
@@ -276,9 +332,11 @@ impl Process {
                 hint: privilege::refusal_hint(),
             },
             Some(libc::ENOENT | libc::ESRCH) => Error::NotFound(self.pid),
-            _ => Error::Read { path, source },
+            _ => Error::Read {
+                path: proc_path(self.pid, "maps"),
+                source,
+            },
         })?;
-        self.still_there()?;
         Ok(maps)
     }
 
@@ -294,23 +352,31 @@ impl Process {
 
     /// Looks where its root directory is now: a container's first process enters it late.
     pub fn renew_root(&mut self) {
-        let root = Root::of(self.pid);
-        if root.dir.is_some() && self.still_there().is_ok() {
+        let Some(root) = self.entry().map(Root::of) else {
+            return;
+        };
+        if root.dir.is_some() {
             self.root = root;
         }
     }
 
-    /// Children of its threads.
-    pub fn children(&self) -> Vec<u32> {
-        let Ok(entries) = fs::read_dir(proc_path(self.pid, "task")) else {
+    /// Children of its threads that live.
+    pub fn children(&self) -> Vec<Process> {
+        let Ok(entries) = self.path("task").and_then(fs::read_dir) else {
             return Vec::new();
+        };
+        // An id that was read may be another's when it is opened.
+        let child = |pid: &str| {
+            let child = Process::open(pid.parse().ok()?).ok()?;
+            let parent = child.stat().ok()?.parent;
+            (parent == self.pid && !self.has_ended()).then_some(child)
         };
         entries
             .flatten()
             .filter_map(|entry| fs::read_to_string(entry.path().join("children")).ok())
             .flat_map(|text| {
                 text.split_whitespace()
-                    .filter_map(|pid| pid.parse().ok())
+                    .filter_map(child)
                     .collect::<Vec<_>>()
             })
             .collect()
@@ -344,11 +410,7 @@ pub fn program_file(program: &Path) -> Option<(File, Map)> {
         start: 0,
         end: 0,
         offset: 0,
-        file: FileId {
-            major: libc::major(meta.dev()),
-            minor: libc::minor(meta.dev()),
-            inode: meta.ino(),
-        },
+        file: FileId::of(&meta),
         path: path.into_os_string().into(),
     };
     Some((file, map))
@@ -358,11 +420,6 @@ pub fn program_file(program: &Path) -> Option<(File, Map)> {
 pub fn own_maps() -> Vec<Map> {
     let maps = File::open("/proc/self/maps").and_then(maps::read);
     maps.unwrap_or_default().maps
-}
-
-/// Whether there is no process of this id.
-pub fn is_gone(pid: u32) -> bool {
-    !proc_path(pid, "").exists()
 }
 
 fn proc_path(pid: u32, name: &str) -> PathBuf {
@@ -375,9 +432,8 @@ fn status_field(pid: u32, field: &str) -> Option<u32> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The id of the process in its own, innermost PID namespace.
-fn namespace_pid(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(proc_path(pid, "status")).ok()?;
+/// The id of the process in its own, innermost PID namespace, from its `/proc/PID/status`.
+fn innermost(status: &str) -> Option<u32> {
     let line = status.lines().find(|line| line.starts_with("NSpid:"))?;
     line.split_whitespace().last()?.parse().ok()
 }
@@ -389,7 +445,7 @@ pub fn in_initial_pid_namespace() -> bool {
 }
 
 /// `PID (COMM) STATE PPID …`; the name may hold blanks and parentheses.
-fn parse_stat(text: &[u8]) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &[u8]) -> Option<Stat> {
     let open = text.iter().position(|&byte| byte == b'(')?;
     let close = text.iter().rposition(|&byte| byte == b')')?;
     let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
@@ -482,7 +538,7 @@ mod tests {
         let process = Process::open(std::process::id()).unwrap();
         let maps = process.maps().unwrap().maps;
         let map = maps.iter().find(|map| map.file.inode != 0).unwrap();
-        assert!(process.root().open_mapped(process.pid(), map).is_some());
+        assert!(process.root().open_mapped(process.entry(), map).is_some());
         assert!(!process.has_ended());
         assert!(vdso().unwrap().metadata().unwrap().len() >= 4096);
     }
@@ -503,7 +559,7 @@ mod tests {
             )
             .unwrap();
             map.file.inode = fs::metadata(&pipe).unwrap().ino();
-            assert!(root.open_mapped(std::process::id(), &map).is_none());
+            assert!(root.open_mapped(None, &map).is_none());
         });
         assert!(!released);
     }

@@ -218,6 +218,31 @@ pub struct TargetFacts {
     pub comm: String,
     /// Its program's path, as the process sees it.
     pub exe: Option<String>,
+    /// The container that it runs in; told of the first process only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// Its control group, as the agent sees it; told of the first process only, and not for the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+}
+
+/// A container, as far as its control group tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its id: 64 hexadecimal digits.
+    pub id: String,
+    /// Who runs it: `docker`, `containerd`, `cri-o`, `podman`.
+    pub runtime: Option<String>,
+    /// Its image.
+    pub image: Option<String>,
+    /// Unique id of its Kubernetes pod.
+    pub pod_uid: Option<String>,
+    /// Name of its pod.
+    pub pod_name: Option<String>,
+    /// Its host name: in a pod the pod's name, unless that is told otherwise or shares the node's network.
+    /// The container's own processes may have changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
 }
 
 /// A file whose code is in some stack.

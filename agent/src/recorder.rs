@@ -115,7 +115,7 @@ impl Recorder {
         syscalls.begin_at(process::monotonic_ns());
         tcp.begin_at(cpu.begin());
         let mut usage = Usage::default();
-        usage.look(pids(session));
+        usage.look(processes(session));
         Ok(Self {
             cpu,
             tcp,
@@ -179,7 +179,7 @@ impl Recorder {
     fn interval(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.kept = self.begin().elapsed();
         if self.duration.is_zero() {
-            self.usage.look(pids(session));
+            self.usage.look(processes(session));
         }
         self.tcp.look(session)?;
         session.drain(&mut |bytes, targets| self.take(bytes, targets));
@@ -201,7 +201,7 @@ impl Recorder {
     /// # Errors
     /// When the kernel's iterator cannot be run.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
-        self.usage.look(pids(session));
+        self.usage.look(processes(session));
         self.duration = self.cpu.detach(session)?;
         self.tcp.detach(session)?;
         self.syscalls.detach(session)?;
@@ -282,6 +282,8 @@ pub(crate) fn meta(
             pid: first.pid,
             comm: first.comm,
             exe: first.exe,
+            container: first.container,
+            cgroup: first.cgroup,
             processes: facts.targets.len(),
             ..target
         },
@@ -294,13 +296,9 @@ pub(crate) fn meta(
     }
 }
 
-fn pids(session: &Attached) -> Vec<u32> {
-    let living = session
-        .targets()
-        .list()
-        .iter()
-        .filter(|tracked| !tracked.ended);
-    living.map(|tracked| tracked.pid).collect()
+fn processes(session: &Attached) -> impl Iterator<Item = &process::Process> {
+    let list = session.targets().list();
+    list.iter().filter_map(|tracked| tracked.process.as_ref())
 }
 
 fn modules(profile: &Profile) -> BTreeMap<String, String> {

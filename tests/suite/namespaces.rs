@@ -4,7 +4,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::harness::{Agent, ENOUGH, LIFE, Target, agent_binary, alone, program};
+use crate::harness::{Agent, ENOUGH, LIFE, Target, agent_binary, alone, host_only, program};
 
 /// A shell in a new mount namespace that runs `script`; `$0` is `program`, `$1` is `directory`.
 fn elsewhere(script: &str, program: &std::path::Path, directory: &TempDir) -> Command {
@@ -63,6 +63,9 @@ fn a_target_in_a_chroot() {
     let profile = Agent::standard(target.pid()).run_to_profile();
     profile.assert_complete(ENOUGH);
     profile.assert_names(&["main", "half"]);
+    let entries = std::fs::read_dir(root.path()).unwrap();
+    let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["split"], "written into the target's file system");
 }
 
 /// The agent beside its target in a PID namespace of their own, as in a container: the number
@@ -96,6 +99,23 @@ fn a_pid_of_another_pid_namespace() {
         profile.stacks.iter().all(|stack| stack.pid < 100),
         "a PID of the kernel's own namespace"
     );
+}
+
+/// `/proc` tells it other start times than the kernel programs see.
+#[test]
+fn an_agent_in_a_time_namespace() {
+    if host_only("busybox's unshare knows no time namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let target = Target::spawn("split", &[]);
+    let wrapper = ["unshare", "-T", "--boottime", "1000000", "-f"];
+    let profile = Agent::under(&wrapper, &agent_binary())
+        .args(["--pid", &target.pid().to_string(), "--duration", "2s"])
+        .args(["--frequency", "199", "-o", "profile.json"])
+        .run_to_profile();
+    profile.assert_complete(ENOUGH);
+    profile.assert_names(&["half"]);
 }
 
 #[test]

@@ -5,7 +5,10 @@
 mod bench;
 mod ci;
 mod command;
+mod dist;
 mod ebpf;
+mod fuzz;
+mod image;
 mod programs;
 mod setup;
 mod test;
@@ -37,6 +40,12 @@ enum Task {
     Ci,
     /// Measure the agent beside its peers; a full run goes into docs/benchmarks.md
     Bench(bench::Args),
+    /// Feed hostile bytes to every parser of outside input
+    Fuzz(fuzz::Args),
+    /// Build the agent as one static file, with its bill of materials and checksums
+    Dist(dist::Args),
+    /// Make an OCI image of it, without a daemon
+    Image(image::Args),
     /// Run the end-to-end tests, or any command, on other kernels in QEMU
     Vm(vm::Args),
 }
@@ -59,6 +68,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Programs => eprintln!("{} programs are ready", programs::build()?),
         Task::Bench(args) => bench::run(&args)?,
         Task::Ci => ci::run()?,
+        Task::Fuzz(args) => fuzz::run(&args)?,
+        Task::Dist(args) => drop(dist::run(&args)?),
+        Task::Image(args) => image::run(&args)?,
         Task::Vm(args) => vm::run(&args)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -62,6 +62,9 @@ static PACKAGES: [(&str, &[&str]); 4] = [
             "nftables",
             "prometheus",
             "unzip",
+            "crun",
+            "skopeo",
+            "python3-yaml",
         ],
     ),
 ];

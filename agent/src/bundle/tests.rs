@@ -54,10 +54,7 @@ fn document(last: bool, name: &str) -> Document {
     Document {
         last,
         elapsed_s: 1.003,
-        target: view::Target {
-            pid: 4242,
-            comm: name.to_owned(),
-        },
+        target: view::Target::new(4242, name.to_owned()),
         connections: Some(vec![row(name)]),
         remotes: Some(vec![RemoteRow {
             remote: "10.0.0.1:80".to_owned(),
@@ -91,7 +88,7 @@ fn report(last: bool, name: &str) -> Report {
         target: TargetFacts {
             pid: 4242,
             comm: name.to_owned(),
-            exe: None,
+            ..TargetFacts::default()
         },
         processes: 1,
         errors: vec![Failure {

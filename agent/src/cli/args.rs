@@ -1,6 +1,7 @@
 //! What is common to the command lines of all subcommands, as typed.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand};
 use clap_complete::Shell;
@@ -89,16 +90,31 @@ pub struct TargetArgs {
     /// Process to look at, with all its threads; may be repeated
     #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
     pub pid: Vec<u32>,
+    /// All processes of a container
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// Its child processes too: those that it has and those that it starts later
     #[arg(short, long)]
     pub children: bool,
-    /// How long: 10s, 500ms, 2m; a bare number is seconds [default: 30s with --pid; with a
-    /// command, until it exits]
+    /// How long: 10s, 500ms, 2m; a bare number is seconds [default: 30s; with a command, until it
+    /// exits]
     #[arg(short, long, value_name = "TIME")]
     pub duration: Option<String>,
     /// Start this program and look at it from its first instruction
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// All processes of a control group, for every command that looks at processes.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct GroupArgs {
+    /// All processes of the container with this id (12 digits or more of it): those that it has,
+    /// what they start, and what joins them later
+    #[arg(long, value_name = "ID")]
+    pub container: Option<String>,
+    /// The same for a control group: /system.slice/nginx.service, or its directory
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
 }
 
 /// The largest process id that Linux gives out (`PID_MAX_LIMIT`, include/linux/threads.h).

@@ -2,7 +2,9 @@
 //!
 //! [`Destination::prepare`] runs before the capture, so that a place that cannot be written is
 //! known before 30 seconds have been spent; [`Destination::write`] comes after it. The file
-//! appears under its name complete or not at all.
+//! appears under its name complete or not at all: until then it has none (`O_TMPFILE`, open(2)), and
+//! whatever ends the agent ends it too. Where the file system has no such files (NFS, FUSE), it has
+//! a hidden name until then.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -14,6 +16,7 @@ use thiserror::Error;
 
 use super::stdout::{self, Stdout};
 use crate::output::escape;
+use crate::process;
 
 /// Where an output goes, as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +96,14 @@ pub enum OutputError {
         /// What the system said.
         source: io::Error,
     },
+    /// The finished file could not be given its name.
+    #[error("cannot name the finished output `{path}`")]
+    Name {
+        /// The output.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The data is safe, but not under its name.
     #[error("cannot rename the finished output to `{path}`; it is in `{temporary}`")]
     Rename {
@@ -120,9 +131,7 @@ impl Destination {
     /// standard output is closed.
     pub fn prepare(target: Target) -> Result<Self, OutputError> {
         if let Target::File(path) = &target {
-            check_kind(path)?;
-            let (temporary, _) = create_beside(path)?;
-            fs::remove_file(&temporary).map_err(|source| directory_error(path, source))?;
+            drop(Draft::create(path)?);
         } else if !stdout::is_open() {
             return Err(OutputError::Closed);
         }
@@ -214,20 +223,25 @@ impl Sink {
 #[derive(Debug)]
 pub struct Draft {
     path: PathBuf,
-    temporary: PathBuf,
+    /// Its name for now, where it must have one.
+    temporary: Option<PathBuf>,
     file: io::BufWriter<File>,
-    complete: bool,
 }
 
 impl Draft {
     fn create(path: &Path) -> Result<Self, OutputError> {
         check_kind(path)?;
-        let (temporary, file) = create_beside(path)?;
+        let (temporary, file) = match create_unnamed(path) {
+            Some(file) => (None, file),
+            None => {
+                let (temporary, file) = create_beside(path)?;
+                (Some(temporary), file)
+            }
+        };
         Ok(Self {
             path: path.to_owned(),
             temporary,
             file: io::BufWriter::new(file),
-            complete: false,
         })
     }
 
@@ -238,12 +252,42 @@ impl Draft {
             None => Ok(()),
         });
         written.map_err(|source| self.failed(source))?;
-        self.complete = true;
-        fs::rename(&self.temporary, &self.path).map_err(|source| OutputError::Rename {
+        let temporary = match self.temporary.take() {
+            Some(temporary) => temporary,
+            None => match self.name() {
+                Ok(None) => return Ok(()),
+                Ok(Some(temporary)) => temporary,
+                Err(source) => {
+                    return Err(OutputError::Name {
+                        path: shown(&self.path),
+                        source,
+                    });
+                }
+            },
+        };
+        fs::rename(&temporary, &self.path).map_err(|source| OutputError::Rename {
             path: shown(&self.path),
-            temporary: shown(&self.temporary),
+            temporary: shown(&temporary),
             source,
         })
+    }
+
+    /// Gives a file that has no name its own one, or, where that is taken, a hidden one: only a rename
+    /// replaces a file.
+    fn name(&self) -> io::Result<Option<PathBuf>> {
+        let file = self.file.get_ref();
+        let taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+        let mut last = match process::name_file(file, &self.path) {
+            Err(error) if taken(&error) => error,
+            named => return named.map(|()| None),
+        };
+        for temporary in hidden_names(&self.path) {
+            match process::name_file(file, &temporary) {
+                Err(error) if taken(&error) => last = error,
+                named => return named.map(|()| Some(temporary)),
+            }
+        }
+        Err(last)
     }
 
     fn failed(&self, source: io::Error) -> OutputError {
@@ -256,9 +300,9 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.complete {
+        if let Some(temporary) = &self.temporary {
             // What went wrong before is the error to report.
-            let _ = fs::remove_file(&self.temporary);
+            let _ = fs::remove_file(temporary);
         }
     }
 }
@@ -296,21 +340,43 @@ fn check_kind(path: &Path) -> Result<(), OutputError> {
     })
 }
 
+/// A new file without a name in the directory of `path`, 0600; `None` where there are none.
+fn create_unnamed(path: &Path) -> Option<File> {
+    path.file_name()?;
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    OpenOptions::new()
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_TMPFILE)
+        .open(directory)
+        .ok()
+}
+
+/// Names for a file beside `path` that nobody else has in mind.
+fn hidden_names(path: &Path) -> impl Iterator<Item = PathBuf> + '_ {
+    let name = path.file_name().unwrap_or_default();
+    (0..16).map(move |attempt| {
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}-{attempt}.tmp", std::process::id()));
+        path.with_file_name(hidden)
+    })
+}
+
 /// A new file of a new name in the directory of `path`, 0600.
 fn create_beside(path: &Path) -> Result<(PathBuf, File), OutputError> {
-    let Some(name) = path.file_name() else {
+    if path.file_name().is_none() {
         return Err(OutputError::NotRegular {
             path: shown(path),
             kind: "a directory",
             hint: "name a file in it",
         });
-    };
+    }
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
-    for attempt in 0..16 {
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}-{attempt}.tmp", std::process::id()));
-        let temporary = path.with_file_name(hidden);
+    for temporary in hidden_names(path) {
         // create_new is O_CREAT|O_EXCL: an existing name, a symlink too, is refused.
         let created = OpenOptions::new()
             .write(true)
@@ -379,6 +445,44 @@ mod tests {
         destination.write(b"first").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(names(directory.path()), ["out.svg"]);
+    }
+
+    #[test]
+    fn a_file_has_no_name_before_it_is_complete() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.zip");
+        let mut sink = prepare(&path).unwrap().begin().unwrap();
+        sink.put(|out| out.write_all(&[7; 100_000])).unwrap();
+        let Sink::File(draft) = &sink else {
+            panic!("not a file");
+        };
+        if draft.temporary.is_some() {
+            println!("{} has no files without names", directory.path().display());
+            return;
+        }
+        assert!(names(directory.path()).is_empty());
+        sink.finish().unwrap();
+        assert_eq!(names(directory.path()), ["out.zip"]);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 100_000);
+    }
+
+    #[test]
+    fn a_file_system_without_unnamed_files_will_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.svg");
+        let named = || {
+            let (temporary, file) = create_beside(&path).unwrap();
+            Draft {
+                path: path.clone(),
+                temporary: Some(temporary),
+                file: io::BufWriter::new(file),
+            }
+        };
+        drop(named());
+        assert!(names(directory.path()).is_empty(), "a draft was left");
+        named().finish(None).unwrap();
+        assert_eq!(names(directory.path()), ["out.svg"]);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -17,7 +17,6 @@ use super::terminal;
 use crate::capture::{self, Capture, redact};
 use crate::output::summary;
 use crate::preflight::{self, Kernel};
-use crate::process::container;
 use crate::profile::Facts;
 use crate::recorder::cpu::facts;
 use crate::recorder::{Options, Recorder};
@@ -48,7 +47,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
     run::make_ready(&mut session, &spec.target)?;
-    let first = view::Target { pid, comm };
+    let first = view::Target::new(pid, comm);
     let mut recorder = Recorder::attach(&mut session, &options, first).await?;
     let start_ms = recorder.begin().duration_since(entered).as_secs_f64() * 1e3;
     if verbosity.verbose > 0 {
@@ -96,11 +95,10 @@ pub(super) fn target(spec: &TargetSpec, subjects: &Subjects) -> capture::Target 
                 .map(|word| word.to_string_lossy().into_owned())
                 .collect(),
         ),
-        Scope::Processes(_) => first.and_then(|process| process.command_line()),
+        Scope::Processes(_) | Scope::Group(_) => first.and_then(|process| process.command_line()),
     };
     capture::Target {
         command_line: words.map(|words: Vec<String>| redact::command_line(&words)),
-        container: first.and_then(|process| container::of(process.pid())),
         ..capture::Target::default()
     }
 }

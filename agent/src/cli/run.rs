@@ -1,5 +1,6 @@
 //! What every subcommand that watches processes shares: the targets, the loop, the end.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -8,11 +9,15 @@ use std::time::{Duration, Instant};
 
 use super::launch::{Held, LaunchError, Running, shell_code};
 use super::signals::Signals;
-use super::spec::{Scope, TargetSpec};
+use super::spec::{GroupSpec, Scope, TargetSpec};
 use super::{Exit, args::Verbosity};
 use crate::process::Process;
+use crate::process::cgroup::{self, Group};
 use crate::session::target::Targets;
 use crate::session::{self, Attached};
+
+/// Shortest time between two looks at a control group.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,7 @@ impl Ended {
 pub struct Subjects {
     /// Those in scope from the start.
     pub processes: Vec<Process>,
+    group: Option<Members>,
     held: Option<Held>,
     running: Option<Running>,
     status: Option<ExitStatus>,
@@ -54,7 +60,8 @@ impl Subjects {
     /// # Errors
     /// No such process, one that cannot be looked at, or a program that cannot be started.
     pub fn take(spec: &TargetSpec) -> anyhow::Result<Self> {
-        let (processes, held) = match &spec.scope {
+        let (mut group, mut held) = (None, None);
+        let processes = match &spec.scope {
             Scope::Processes(pids) => {
                 let mut processes = Vec::new();
                 for &pid in pids {
@@ -63,15 +70,24 @@ impl Subjects {
                 if spec.children {
                     add_descendants(&mut processes);
                 }
-                (processes, None)
+                processes
             }
             Scope::Command(command) => {
-                let held = Held::start(command)?;
-                (vec![Process::open(held.pid())?], Some(held))
+                let new = Held::start(command)?;
+                let process = Process::open(new.pid())?;
+                held = Some(new);
+                vec![process]
+            }
+            Scope::Group(spec) => {
+                let members = Members::find(spec)?;
+                let processes = members.group.processes()?;
+                group = Some(members);
+                processes
             }
         };
         Ok(Self {
             processes,
+            group,
             held,
             running: None,
             status: None,
@@ -88,7 +104,7 @@ impl Subjects {
                 .map(std::path::Path::new)
                 .and_then(|path| path.file_name())
                 .map(|name| name.to_string_lossy().into_owned()),
-            Scope::Processes(_) => None,
+            Scope::Processes(_) | Scope::Group(_) => None,
         };
         let stat = || {
             self.processes
@@ -111,6 +127,17 @@ impl Subjects {
             self.running = Some(held.release()?);
         }
         Ok(())
+    }
+
+    /// Whether nobody is left to look at.
+    fn all_ended(&mut self, session: &mut Attached) -> bool {
+        if let Some(members) = &mut self.group {
+            members.look(session, false);
+            if session.targets().all_ended() {
+                members.look(session, true);
+            }
+        }
+        session.targets().all_ended()
     }
 
     fn command_ended(&mut self) -> bool {
@@ -137,14 +164,50 @@ impl Subjects {
     }
 }
 
+/// A control group whose processes are in scope, also those that join it later: what is started in a
+/// container from outside (`docker exec`) is nobody's child there.
+struct Members {
+    group: Group,
+    /// When they are to be looked at again.
+    due: Instant,
+    /// Those that could not be taken into scope.
+    refused: HashSet<u32>,
+}
+
+impl Members {
+    fn find(spec: &GroupSpec) -> Result<Self, cgroup::Error> {
+        let group = match spec {
+            GroupSpec::Container(id) => Group::of_container(id)?,
+            GroupSpec::Path(path) => Group::at(path)?,
+        };
+        Ok(Self {
+            group,
+            due: Instant::now(),
+            refused: HashSet::new(),
+        })
+    }
+
+    /// Takes those into scope that have joined, if it is time or `now`: a look may take 1 % of a CPU.
+    fn look(&mut self, session: &mut Attached, now: bool) {
+        let begin = Instant::now();
+        if begin < self.due && !now {
+            return;
+        }
+        let known = |pid| session.targets().has(pid) || self.refused.contains(&pid);
+        let new = self.group.new_processes(known);
+        if !new.is_empty() {
+            self.refused.extend(session.join(new));
+        }
+        self.due = Instant::now() + LOOK.max(begin.elapsed() * 100);
+    }
+}
+
 /// Adds the living descendants of the processes, each once.
 fn add_descendants(processes: &mut Vec<Process>) {
     let mut next = 0;
     while let Some(process) = processes.get(next) {
         for child in process.children() {
-            if processes.iter().all(|process| process.pid() != child)
-                && let Ok(child) = Process::open(child)
-            {
+            if processes.iter().all(|process| process.pid() != child.pid()) {
                 processes.push(child);
             }
         }
@@ -161,7 +224,7 @@ pub fn make_ready(session: &mut Attached, target: &TargetSpec) -> Result<(), ses
         Scope::Command(command) => command
             .first()
             .map_or(Ok(()), |program| session.make_ready(Path::new(program))),
-        Scope::Processes(_) => Ok(()),
+        Scope::Processes(_) | Scope::Group(_) => Ok(()),
     }
 }
 
@@ -212,7 +275,7 @@ pub async fn watch(
         }
         // The program's children may outlive it: with --children they keep the run going.
         let command_ended = subjects.command_ended();
-        if session.targets().all_ended() || command_ended && session.targets().list().len() == 1 {
+        if subjects.all_ended(session) || command_ended && session.targets().list().len() == 1 {
             break Ended::TargetExited;
         }
     }
@@ -261,7 +324,7 @@ pub fn progress_line(doing: &str, elapsed: Duration, target: &TargetSpec, seen: 
         format!(" of {:.0}", duration.as_secs_f64())
     });
     let end = match target.scope {
-        Scope::Processes(_) => "Ctrl-C ends early and keeps what was seen",
+        Scope::Processes(_) | Scope::Group(_) => "Ctrl-C ends early and keeps what was seen",
         Scope::Command(_) => "until the command exits",
     };
     format!("{doing}: {:.1}{of} s, {seen}; {end}", elapsed.as_secs_f64())

@@ -48,7 +48,7 @@ pub async fn run(spec: ServeSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = Loaded::load(kernel, &needs)?.follow(processes, spec.target.follow())?;
     run::make_ready(&mut session, &spec.target)?;
-    let first = Target { pid, comm };
+    let first = Target::new(pid, comm);
     let site = Site::new(&first, spec.window)?;
     let live = Live::attach(&mut session, &options, started, first, known).await?;
     subjects.release()?;

@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 
 use clap::Args as ClapArgs;
 
-use super::args::{TargetArgs, parse_pid};
+use super::args::{GroupArgs, TargetArgs, parse_pid};
 use super::profile_args::ClockArgs;
 use super::spec::{SpecError, TargetSpec, parse_duration};
 use crate::output::escape;
@@ -29,6 +29,9 @@ pub struct ServeArgs {
     /// Process to look at, with all its threads; may be repeated
     #[arg(short, long, value_name = "PID", value_parser = parse_pid)]
     pub pid: Vec<u32>,
+    /// All processes of a container
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// Its child processes too: those that it has and those that it starts later
     #[arg(short, long)]
     pub children: bool,
@@ -68,6 +71,7 @@ impl ServeArgs {
     pub fn resolve(&self) -> Result<ServeSpec, SpecError> {
         let mut target = TargetSpec::resolve(&TargetArgs {
             pid: self.pid.clone(),
+            group: self.group.clone(),
             children: self.children,
             duration: None,
             command: self.command.clone(),

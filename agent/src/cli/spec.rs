@@ -18,11 +18,19 @@ use crate::syscalls::name::NameError;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SpecError {
     /// Nobody to look at.
-    #[error("no target: name a process with --pid PID, or a program to start after `--`")]
+    #[error(
+        "no target: name a process with --pid PID, a container with --container ID, or a program to start after `--`"
+    )]
     NoTarget,
-    /// A process and a program to start.
-    #[error("--pid and a command after `--` exclude each other: drop one of them")]
-    PidAndCommand,
+    /// Two kinds of targets.
+    #[error("{0} and {1} exclude each other: drop one of them")]
+    TwoTargets(&'static str, &'static str),
+    /// A container that is named by something else than its id.
+    #[error(
+        "--container {0}: not a container's id, which is 12 to 64 hexadecimal digits; `docker inspect -f {{{{.Id}}}} \
+         NAME`, `podman ps`, `crictl ps` or `kubectl get pod NAME -o jsonpath={{..containerID}}` tells it"
+    )]
+    ContainerId(String),
     /// A duration that cannot be read.
     #[error("{flag} {text}: not a duration; write 10s, 500ms or 2m")]
     Duration {
@@ -104,6 +112,7 @@ impl TargetSpec {
     pub fn follow(&self) -> Follow {
         Follow {
             children: self.children,
+            tolerant: matches!(self.scope, Scope::Group(_)),
             from_exec: matches!(self.scope, Scope::Command(_)),
         }
     }
@@ -116,6 +125,49 @@ pub enum Scope {
     Processes(Vec<u32>),
     /// A program and its arguments, at least the program.
     Command(Vec<OsString>),
+    /// Who is in a control group, whoever that is at any moment.
+    Group(GroupSpec),
+}
+
+/// A control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupSpec {
+    /// That of the container whose id begins with these 12 to 64 hexadecimal digits, in lower case.
+    Container(String),
+    /// The one at a path.
+    Path(PathBuf),
+}
+
+impl GroupSpec {
+    /// # Errors
+    /// When the container's id cannot be one.
+    fn container(text: &str) -> Result<Self, SpecError> {
+        // Kubernetes writes containerd://ID.
+        let id = text.rsplit_once("://").map_or(text, |(_, id)| id);
+        let hexadecimal = id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !hexadecimal || !(12..=64).contains(&id.len()) {
+            return Err(SpecError::ContainerId(escape::plain(text).into_owned()));
+        }
+        Ok(Self::Container(id.to_ascii_lowercase()))
+    }
+}
+
+/// The only kind of target that is given, by its flag.
+fn only_kind(args: &TargetArgs) -> Result<&'static str, SpecError> {
+    let kinds = [
+        ("--pid", !args.pid.is_empty()),
+        ("--container", args.group.container.is_some()),
+        ("--cgroup", args.group.cgroup.is_some()),
+        ("a command after `--`", !args.command.is_empty()),
+    ];
+    let mut given = kinds
+        .iter()
+        .filter(|(_, given)| *given)
+        .map(|(kind, _)| *kind);
+    match (given.next(), given.next()) {
+        (Some(one), Some(other)) => Err(SpecError::TwoTargets(one, other)),
+        (one, _) => one.ok_or(SpecError::NoTarget),
+    }
 }
 
 impl TargetSpec {
@@ -124,25 +176,29 @@ impl TargetSpec {
     /// # Errors
     /// No target, two kinds of target, or a duration that cannot be read.
     pub fn resolve(args: &TargetArgs) -> Result<Self, SpecError> {
-        let scope = match (args.pid.is_empty(), args.command.is_empty()) {
-            (true, true) => return Err(SpecError::NoTarget),
-            (false, false) => return Err(SpecError::PidAndCommand),
-            (true, false) => Scope::Command(args.command.clone()),
-            (false, true) => {
-                let mut seen = HashSet::new();
-                let mut pids = args.pid.clone();
-                pids.retain(|pid| seen.insert(*pid));
-                Scope::Processes(pids)
-            }
+        only_kind(args)?;
+        let scope = if let Some(id) = &args.group.container {
+            Scope::Group(GroupSpec::container(id)?)
+        } else if let Some(path) = &args.group.cgroup {
+            Scope::Group(GroupSpec::Path(path.clone()))
+        } else if !args.command.is_empty() {
+            Scope::Command(args.command.clone())
+        } else {
+            let mut seen = HashSet::new();
+            let mut pids = args.pid.clone();
+            pids.retain(|pid| seen.insert(*pid));
+            Scope::Processes(pids)
         };
         let given = args.duration.as_deref();
         let duration = given
             .map(|text| parse_duration("--duration", text))
             .transpose()?;
-        let default = matches!(scope, Scope::Processes(_)).then_some(DEFAULT_DURATION);
+        let default = (!matches!(scope, Scope::Command(_))).then_some(DEFAULT_DURATION);
+        // What they start is in the group, too.
+        let children = args.children || matches!(scope, Scope::Group(_));
         Ok(Self {
             scope,
-            children: args.children,
+            children,
             duration: duration.or(default),
         })
     }
@@ -288,11 +344,37 @@ mod tests {
         let spec = TargetSpec::resolve(&args).unwrap();
         assert_eq!(spec.scope, Scope::Processes(vec![3, 1]));
         args.command = vec!["true".into()];
-        assert_eq!(TargetSpec::resolve(&args), Err(SpecError::PidAndCommand));
+        let two = SpecError::TwoTargets("--pid", "a command after `--`");
+        assert_eq!(TargetSpec::resolve(&args), Err(two));
         args.pid.clear();
         args.duration = Some("2s".to_owned());
         let spec = TargetSpec::resolve(&args).unwrap();
         assert_eq!(spec.duration, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn containers_are_named_by_their_id() {
+        let resolve = |text: &str| {
+            let mut args = TargetArgs::default();
+            args.group.container = Some(text.to_owned());
+            TargetSpec::resolve(&args)
+        };
+        let spec = resolve("containerd://0123456789ABcd").unwrap();
+        let id = GroupSpec::Container("0123456789abcd".to_owned());
+        assert_eq!(spec.scope, Scope::Group(id));
+        assert!(spec.children && spec.duration == Some(DEFAULT_DURATION));
+        for bad in ["", "shop", "0123456789a", &"0".repeat(65), "0123456789az"] {
+            let error = resolve(bad).unwrap_err().to_string();
+            assert!(error.contains("{{.Id}} NAME`"), "{error}");
+        }
+        let mut args = TargetArgs::default();
+        args.group.container = Some("0123456789ab".to_owned());
+        args.group.cgroup = Some("/x".into());
+        let error = TargetSpec::resolve(&args).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--container and --cgroup exclude"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let loaded = Loaded::load(kernel, &probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
-    let tcp = Tcp::attach(&mut session, view::Target { pid, comm })?;
+    let tcp = Tcp::attach(&mut session, view::Target::new(pid, comm))?;
     show.say_hooks(&tcp.probe);
     subjects.release()?;
     let tcp = RefCell::new(tcp);

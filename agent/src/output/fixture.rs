@@ -36,6 +36,7 @@ fn facts() -> Facts {
             pid: 4242,
             comm: "server".to_owned(),
             exe: Some("/usr/bin/server".to_owned()),
+            ..TargetFacts::default()
         }],
         ended: "duration".to_owned(),
     }

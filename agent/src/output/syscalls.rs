@@ -1,7 +1,7 @@
 //! Failing system calls: as a table, as CSV, as lines of JSON.
 
-use super::escape;
 use super::table::{Cell, Column, Style, Table, Tone};
+use super::{escape, text};
 use crate::syscalls::{CountedStack, Failure, Report};
 
 /// Functions of a stack that the terminal shows, from the failing one.
@@ -82,6 +82,7 @@ fn headline(report: &Report) -> String {
             more - 1
         ),
     };
+    let who = who + &text::in_container(report.target.container.as_ref());
     match report.failures() {
         0 => format!("{who}: no system call failed in {:.1} s", report.elapsed_s),
         failures => format!(

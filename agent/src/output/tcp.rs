@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use super::escape;
 use super::table::{Cell, Column, Style, Table, Tone, csv_line};
+use super::{escape, text};
 use crate::tcp::histogram::Quantiles;
 use crate::tcp::view::{Document, Parts, RemoteRow, Row};
 
@@ -162,9 +162,10 @@ pub fn lines(view: &Document, hooks: &str, width: usize, style: Style) -> Vec<St
 fn heading(view: &Document, hooks: &str, width: usize, style: Style) -> Vec<String> {
     let sums = &view.sums;
     let text = format!(
-        "{} ({})  {:.1} s{}  {} connections  {} requests, {:.1}/s",
+        "{} ({}){}  {:.1} s{}  {} connections  {} requests, {:.1}/s",
         escape::plain(&view.target.comm),
         view.target.pid,
+        text::in_container(view.target.container.as_ref()),
         view.elapsed_s,
         if view.last { " in all" } else { "" },
         sums.connections,

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use agent_ebpf::End;
 
 use super::escape;
-use crate::profile::{Accounting, Frame, JIT_MODULE, Profile, Space, Stack, Unnamed};
+use crate::profile::{
+    Accounting, Container, Frame, JIT_MODULE, Profile, Space, Stack, TargetFacts, Unnamed,
+};
 
 /// What kind of code a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -276,9 +278,29 @@ pub fn sampled(profile: &Profile) -> String {
     )
 }
 
-/// The processes in scope, `redis-server 4242`, the first three by name.
+/// Where a process runs: ` in container 0123456789ab`, ` in pod shop-7d4f (container 0123456789ab)`;
+/// empty outside of containers.
+pub fn in_container(container: Option<&Container>) -> String {
+    let Some(container) = container else {
+        return String::new();
+    };
+    let id: String = container.id.chars().take(12).collect();
+    let id = escape::plain(&id);
+    match &container.pod_name {
+        Some(pod) => format!(" in pod {} (container {id})", escape::plain(pod)),
+        None => format!(" in container {id}"),
+    }
+}
+
+/// The processes in scope, `redis-server 4242`, the first three by name, and the container of the
+/// first.
 pub fn targets(profile: &Profile) -> String {
     let targets = &profile.facts.targets;
+    let container = targets.first().and_then(|first| first.container.as_ref());
+    named_targets(targets) + &in_container(container)
+}
+
+fn named_targets(targets: &[TargetFacts]) -> String {
     let shown: Vec<String> = targets
         .iter()
         .take(3)
@@ -341,6 +363,21 @@ mod tests {
             .filter(|(_, kind)| *kind == Kind::Process)
             .map(|(name, _)| name)
             .collect()
+    }
+
+    #[test]
+    fn a_container_is_named_by_its_pod_and_a_short_id() {
+        let mut profile = fixture::profile();
+        let mut container = Container {
+            id: "0123456789abcdef".repeat(4),
+            ..Container::default()
+        };
+        profile.facts.targets[0].container = Some(container.clone());
+        assert_eq!(targets(&profile), "server 4242 in container 0123456789ab");
+        container.pod_name = Some("a\u{1b}[31m".to_owned());
+        let text = in_container(Some(&container));
+        assert!(text.contains("(container 0123456789ab)"), "{text}");
+        assert!(!text.chars().any(escape::is_unsafe), "{text}");
     }
 
     #[test]

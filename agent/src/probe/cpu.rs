@@ -237,7 +237,19 @@ impl Samples {
 
     /// Takes in one record of the ring buffer.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
-        if self.decode(bytes, targets).is_none() {
+        self.take_of(bytes, |tgid| {
+            let index = targets.find(tgid)?;
+            Some((index, targets.list().get(index)?.comm.as_str()))
+        });
+    }
+
+    /// As [`Samples::take`]; `process` gives a process's place in [`Targets::list`] and its name.
+    pub(crate) fn take_of<'t>(
+        &mut self,
+        bytes: &[u8],
+        process: impl Fn(u32) -> Option<(usize, &'t str)>,
+    ) {
+        if self.decode(bytes, process).is_none() {
             self.undecoded += 1;
         }
     }
@@ -293,7 +305,11 @@ impl Samples {
         numbers
     }
 
-    fn decode(&mut self, bytes: &[u8], targets: &Targets) -> Option<()> {
+    fn decode<'t>(
+        &mut self,
+        bytes: &[u8],
+        process: impl Fn(u32) -> Option<(usize, &'t str)>,
+    ) -> Option<()> {
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let kind = word(0)?;
@@ -301,7 +317,7 @@ impl Samples {
             let (tid, stack) = (word(4)?, long(8)?);
             let last = self.last.get(&stack)?;
             let &whose = last.iter().rfind(|whose| whose.tid == tid)?;
-            return self.count(whose, stack, targets);
+            return self.count(whose, stack, process(whose.tgid)?);
         }
         let (tgid, tid, stack) = (word(4)?, word(8)?, long(16)?);
         let thread = bytes.get(24..size_of::<SampleRecord>())?;
@@ -322,13 +338,12 @@ impl Samples {
             last.remove(0);
         }
         last.push(whose);
-        self.count(whose, stack, targets)
+        self.count(whose, stack, process(tgid)?)
     }
 
-    fn count(&mut self, whose: Whose, stack: u64, targets: &Targets) -> Option<()> {
-        let process = targets.find(whose.tgid)?;
-        let tracked = targets.list().get(process)?;
-        let comm = self.name(&tracked.comm);
+    fn count(&mut self, whose: Whose, stack: u64, process: (usize, &str)) -> Option<()> {
+        let (process, comm) = process;
+        let comm = self.name(comm);
         let key = Key {
             process,
             tid: whose.tid,

@@ -292,7 +292,8 @@ impl Failures {
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
         let taken = match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
             Some(record::SYSCALL) => {
-                arguments::decode(bytes, &self.specs, targets).map(|(key, known)| {
+                let process = |tgid| targets.list().get(targets.find(tgid)?)?.process.as_ref();
+                arguments::decode(bytes, &self.specs, process).map(|(key, known)| {
                     self.known.insert(key, known);
                 })
             }
@@ -341,7 +342,17 @@ pub fn target_facts(tracked: &Tracked) -> TargetFacts {
         pid: tracked.pid,
         comm: tracked.comm.clone(),
         exe: tracked.exe.clone(),
+        container: tracked.place.container.clone(),
+        cgroup: tracked.place.cgroup.clone(),
     }
+}
+
+/// What a record of a failing call says, with no process to ask.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn described(bytes: &[u8]) -> Option<String> {
+    static SPECS: std::sync::OnceLock<Vec<Spec>> = std::sync::OnceLock::new();
+    let specs = SPECS.get_or_init(|| table::all(MAX_NUMBERS));
+    arguments::decode(bytes, specs, |_| None).map(|(_, known)| known.value)
 }
 
 /// The hash of a stack, the process it was first seen in, and its frames.

@@ -349,6 +349,15 @@ fn open_iterator(session: &mut Attached) -> Result<File, Error> {
 
 /// Takes in one record, of the ring buffer or of the iterator.
 pub fn take_in(bytes: &[u8], targets: &Targets, connections: &mut Connections) {
+    take_of(bytes, |tgid| owner(tgid, targets), connections);
+}
+
+/// As [`take_in`]; `owner` finds a process by its thread-group id.
+pub(crate) fn take_of(
+    bytes: &[u8],
+    owner: impl Fn(u32) -> Option<Owner>,
+    connections: &mut Connections,
+) {
     match bytes.first_chunk().map(|&kind| u32::from_ne_bytes(kind)) {
         Some(record::TCP_REQUESTS) => match plain::<Batch>(bytes) {
             Some(batch) => connections.requests(&batch),
@@ -361,7 +370,7 @@ pub fn take_in(bytes: &[u8], targets: &Targets, connections: &mut Connections) {
                 } else {
                     report.holder
                 };
-                if let Some(owner) = owner(tgid, targets) {
+                if let Some(owner) = owner(tgid) {
                     connections.report(&report, owner);
                 }
             }

@@ -3,35 +3,128 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{proc_path, regular};
-use crate::capture::Container;
+use super::regular::{self, Last};
+use super::{Root, own, proc_path};
+use crate::profile::Container;
 
 /// Most bytes of a runtime's description.
 const MAX_CONFIG: u64 = 4 << 20;
+/// Most characters of a host name (RFC 1123, 2.1).
+const MAX_HOSTNAME: usize = 253;
+/// The environment variable that names the agent's own pod: set by the manifests in `deploy/`.
+const POD_NAME: &str = "AGENT_POD_NAME";
+/// Inode of the initial UTS namespace (`PROC_UTS_INIT_INO`, linux/proc_ns.h, 6.18).
+const INITIAL_UTS: u64 = 0xEFFF_FFFE;
 
-/// The container of a process; `None` outside of every container that is known.
-pub fn of(pid: u32) -> Option<Container> {
-    let groups = fs::read_to_string(proc_path(pid, "cgroup")).ok()?;
-    let mut container = parse(&groups)?;
-    for path in descriptions(&container.id) {
-        if let Some(config) = read(&path) {
-            describe(&mut container, &config);
+/// Where a process runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its container; `None` outside of every one that is known.
+    pub container: Option<Container>,
+    /// Its control group as the agent sees it: relative to the agent's own, where that is in a control
+    /// group namespace. `None` for the root.
+    pub cgroup: Option<String>,
+}
+
+impl Place {
+    /// That of a process.
+    pub fn of(process: &super::Process) -> Self {
+        let groups = process.path("cgroup").and_then(fs::read_to_string);
+        let Ok(groups) = groups else {
+            return Self::default();
+        };
+        let mut container = parse(&groups);
+        if let Some(container) = &mut container {
+            for path in descriptions(&container.id) {
+                if let Some(config) = read(&path) {
+                    describe(container, &config);
+                }
+            }
+            name(container, process);
+        }
+        Self {
+            container,
+            cgroup: innermost(&groups),
         }
     }
-    Some(container)
+}
+
+/// Takes the pod's name from the agent's own environment, where both are in one pod (they share its
+/// UTS namespace), and the host name.
+fn name(container: &mut Container, process: &super::Process) {
+    let uts = |path: PathBuf| fs::metadata(path).map(|meta| meta.ino()).ok();
+    let theirs = process.path("ns/uts").ok().and_then(uts);
+    let ours = uts(proc_path(std::process::id(), "ns/uts"));
+    let shared = theirs.is_some_and(|inode| inode != INITIAL_UTS) && theirs == ours;
+    if shared && container.pod_name.is_none() {
+        container.pod_name = std::env::var(POD_NAME)
+            .ok()
+            .filter(|name| is_host_name(name));
+    }
+    container.hostname = match shared {
+        true => Some(own::host_name()).filter(|name| is_host_name(name)),
+        false => host_name_in(process.root()),
+    };
+}
+
+/// What a runtime has written into the container's `/etc/hostname`.
+fn host_name_in(root: &Root) -> Option<String> {
+    // Without it the agent's own files would be read.
+    root.dir.as_ref()?;
+    let small = |meta: &fs::Metadata| meta.len() <= MAX_HOSTNAME as u64 + 1;
+    let file = root
+        .open(Path::new("/etc/hostname"), Last::NoLink, small)
+        .ok()?;
+    let mut text = String::new();
+    file.take(MAX_HOSTNAME as u64 + 1)
+        .read_to_string(&mut text)
+        .ok()?;
+    Some(text.trim_end().to_owned()).filter(|name| is_host_name(name))
+}
+
+fn is_host_name(text: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+    (1..=MAX_HOSTNAME).contains(&text.len()) && text.bytes().all(known)
+}
+
+/// The longest path in `/proc/PID/cgroup`: of several hierarchies, some leave a process at their root.
+fn innermost(groups: &str) -> Option<String> {
+    let paths = paths(groups).filter(|path| *path != "/");
+    paths.max_by_key(|path| path.len()).map(str::to_owned)
+}
+
+/// The paths in `/proc/PID/cgroup` (cgroups(7)), a line for each hierarchy.
+fn paths(groups: &str) -> impl Iterator<Item = &str> {
+    groups.lines().filter_map(|line| line.splitn(3, ':').nth(2))
+}
+
+/// The containers that `/proc/PID/cgroup` names, outermost first, each with the path of its own
+/// control group.
+pub(super) fn ids(groups: &str) -> Vec<(&str, &str)> {
+    let mut found = Vec::new();
+    for path in paths(groups) {
+        let mut end = 0;
+        for part in path.split_inclusive('/') {
+            end += part.len();
+            let part = part.trim_end_matches('/');
+            let known = |id: &str| found.iter().any(|(other, _)| *other == id);
+            if let Some(id) = id_in(part).filter(|id| !known(id)) {
+                found.push((id, path.get(..end).unwrap_or(path).trim_end_matches('/')));
+            }
+        }
+    }
+    found
 }
 
 /// Reads `/proc/PID/cgroup` (cgroups(7)): the innermost part of a path that names a container by 64
 /// hexadecimal digits, as docker, containerd, cri-o and podman do.
 fn parse(groups: &str) -> Option<Container> {
-    let path = groups
-        .lines()
-        .filter_map(|line| line.splitn(3, ':').nth(2))
-        .find(|path| path.split('/').any(|part| id_in(part).is_some()))?;
+    let path = paths(groups).find(|path| path.split('/').any(|part| id_in(part).is_some()))?;
     let parts: Vec<&str> = path.split('/').collect();
     let at = parts.iter().rposition(|part| id_in(part).is_some())?;
     let part = parts.get(at)?;
@@ -163,6 +256,31 @@ mod tests {
             ),
         ] {
             assert_eq!(found(groups), expected, "{groups}");
+        }
+    }
+
+    #[test]
+    fn a_container_in_a_container_is_found_with_its_control_group() {
+        let (outer, inner) = (ID, ID.replace('0', "f"));
+        let groups = format!("3:cpu:/\n0::/docker/{outer}/x/cri-containerd-{inner}.scope/init");
+        let outer_path = format!("/docker/{outer}");
+        let inner_path = format!("{outer_path}/x/cri-containerd-{inner}.scope");
+        assert_eq!(
+            ids(&groups),
+            [
+                (outer, outer_path.as_str()),
+                (inner.as_str(), inner_path.as_str())
+            ]
+        );
+        assert_eq!(innermost(&groups), Some(format!("{inner_path}/init")));
+        assert_eq!(innermost("3:cpu:/\n0::/"), None);
+    }
+
+    #[test]
+    fn host_names_are_plain() {
+        assert!(is_host_name("shop-7d4f.example"));
+        for bad in ["", "a b", "a\nb", "\x1b[31m", "ä", &"a".repeat(254)] {
+            assert!(!is_host_name(bad), "{bad:?}");
         }
     }
 

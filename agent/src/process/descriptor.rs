@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 
-use super::{Process, proc_path};
+use super::Process;
 
 /// An open file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Descriptor {
 impl Process {
     /// The file behind one of its descriptors; `None` if it is closed or the process is gone.
     pub fn descriptor(&self, fd: i32) -> Option<Descriptor> {
-        let path = proc_path(self.pid(), &format!("fd/{fd}"));
+        let path = self.path(&format!("fd/{fd}")).ok()?;
         let link = fs::read_link(&path).ok()?.to_string_lossy().into_owned();
         let inode = fs::metadata(&path).ok()?.ino();
         let shown = if link.starts_with("socket:[") {
@@ -37,13 +37,13 @@ impl Process {
     /// The addresses of a socket of its network namespace.
     fn socket(&self, inode: u64) -> Option<String> {
         for table in ["tcp", "tcp6", "udp", "udp6"] {
-            let text = fs::read_to_string(proc_path(self.pid(), &format!("net/{table}")))
-                .unwrap_or_default();
+            let path = self.path(&format!("net/{table}")).ok()?;
+            let text = fs::read_to_string(path).unwrap_or_default();
             if let Some(shown) = text.lines().find_map(|line| internet_socket(line, inode)) {
                 return Some(shown);
             }
         }
-        let text = fs::read_to_string(proc_path(self.pid(), "net/unix")).unwrap_or_default();
+        let text = fs::read_to_string(self.path("net/unix").ok()?).unwrap_or_default();
         text.lines().find_map(|line| unix_socket(line, inode))
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +51,16 @@ pub struct FileId {
     pub inode: u64,
 }
 
+impl FileId {
+    pub(super) fn of(meta: &fs::Metadata) -> Self {
+        Self {
+            major: libc::major(meta.dev()),
+            minor: libc::minor(meta.dev()),
+            inode: meta.ino(),
+        }
+    }
+}
+
 impl Map {
     /// The last component of the path, to show.
     pub fn name(&self) -> String {
@@ -61,7 +72,7 @@ impl Map {
 
 /// Reads a list of mappings line by line: it can have hundreds of megabytes, since a path can have
 /// 4 KiB and is printed for each mapping.
-pub(super) fn read(file: File) -> io::Result<Listed> {
+pub(crate) fn read(file: impl Read) -> io::Result<Listed> {
     let deadline = Instant::now() + MAPS_TIME;
     let mut reader = BufReader::with_capacity(64 << 10, file);
     let mut paths = Paths::default();

@@ -1,14 +1,18 @@
 //! What the agent asks of and about itself.
 
-use std::fs;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 
 /// The limit of open files that this process was started with.
 static OPEN_FILES: OnceLock<libc::rlimit> = OnceLock::new();
 
 /// Allows this process as many open files as it may have: it holds the files of every module, and
-/// a descriptor for each process in scope.
+/// two descriptors for each process in scope.
 pub fn raise_open_files() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -91,6 +95,36 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: the structure is ours; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Gives an open file that has no name (`O_TMPFILE`) this one, which must be free.
+///
+/// # Errors
+/// `AlreadyExists` where anything has the name, a symbolic link too; what linkat(2) answers else.
+pub fn name_file(file: &File, path: &Path) -> io::Result<()> {
+    let open = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: both paths end in zero and outlive the call.
+    let failed = unsafe {
+        libc::linkat(
+            libc::AT_FDCWD,
+            open.as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The wall clock's time at a moment of the monotonic clock, in nanoseconds.
+pub fn wall_time(monotonic: u64) -> SystemTime {
+    let ago = monotonic_ns().saturating_sub(monotonic);
+    let now = SystemTime::now();
+    now.checked_sub(Duration::from_nanos(ago)).unwrap_or(now)
 }
 
 /// Bytes of memory of the BPF maps that this process holds open.

@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::identity::Entry;
 use super::regular::Last;
-use super::{Map, proc_path, regular};
+use super::{Map, regular};
 
 /// The root directory that a process sees, in its mount namespace. Two are equal if they are the
 /// same directory of the same mount.
@@ -27,8 +28,8 @@ impl PartialEq for Root {
 
 impl Root {
     /// That of a process.
-    pub(super) fn of(pid: u32) -> Self {
-        let dir = regular::hold_directory(&proc_path(pid, "root"));
+    pub(super) fn of(process: &Entry) -> Self {
+        let dir = regular::hold_directory(&process.path("root"));
         let dir = dir.ok().map(Arc::new);
         let id = dir.as_deref().and_then(place);
         Self { dir, id }
@@ -47,12 +48,15 @@ impl Root {
     /// one that was replaced since, as long as the process that maps it lives.
     ///
     /// `None` when it cannot be had, or what is found is not what is mapped.
-    pub fn open_mapped(&self, pid: u32, map: &Map) -> Option<File> {
-        let exact = proc_path(pid, &format!("map_files/{:x}-{:x}", map.start, map.end));
+    pub fn open_mapped(&self, process: Option<&Entry>, map: &Map) -> Option<File> {
+        let range = format!("map_files/{:x}-{:x}", map.start, map.end);
         let mapped = |meta: &fs::Metadata| meta.ino() == map.file.inode;
-        regular::open_at(&exact, mapped)
-            .or_else(|_| self.open(Path::new(&map.path), Last::MayBeLink, mapped))
-            .ok()
+        process
+            .and_then(|process| regular::open_at(&process.path(&range), mapped).ok())
+            .or_else(|| {
+                self.open(Path::new(&map.path), Last::MayBeLink, mapped)
+                    .ok()
+            })
     }
 
     /// Opens a regular file as the process would find it.

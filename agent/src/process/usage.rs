@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 
-use super::{parse_stat, proc_path};
+use super::Process;
 
 /// Most threads that one look reads: each takes some ten microseconds.
 const MAX_THREADS: usize = 4096;
@@ -28,15 +28,15 @@ struct Growth {
 impl Usage {
     /// Reads what the processes have taken so far. One that the first look did not find has begun
     /// since; of one that has ended, what the last look found is kept.
-    pub fn look(&mut self, pids: impl IntoIterator<Item = u32>) {
+    pub fn look<'a>(&mut self, processes: impl IntoIterator<Item = &'a Process>) {
         let mut threads = 0;
-        for pid in pids {
-            let stat = fs::read(proc_path(pid, "stat")).ok();
-            if let Some(stat) = stat.and_then(|text| parse_stat(&text)) {
+        for process in processes {
+            let pid = process.pid();
+            if let Ok(stat) = process.stat() {
                 let key = (pid, stat.start_time);
                 grow(&mut self.processes, key, stat.cpu_ticks, self.looked);
             }
-            let Ok(entries) = fs::read_dir(proc_path(pid, "task")) else {
+            let Ok(entries) = process.path("task").and_then(fs::read_dir) else {
                 continue;
             };
             for entry in entries.flatten() {
@@ -100,24 +100,26 @@ mod tests {
 
     #[test]
     fn work_of_this_process_is_seen() {
+        let own = Process::open(std::process::id()).unwrap();
         let mut usage = Usage::default();
         assert_eq!((usage.used_seconds(), usage.waited_seconds()), (None, None));
-        usage.look([std::process::id()]);
+        usage.look([&own]);
         assert_eq!(usage.used_seconds(), Some(0.0));
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_millis(300) {
             std::hint::black_box(0);
         }
-        usage.look([std::process::id()]);
+        usage.look([&own]);
         assert!(usage.used_seconds().unwrap() > 0.0);
         assert!(usage.waited_seconds().is_some());
     }
 
     #[test]
     fn what_begins_later_counts_from_nothing() {
+        let own = Process::open(std::process::id()).unwrap();
         let mut usage = Usage::default();
         usage.look([]);
-        usage.look([std::process::id()]);
+        usage.look([&own]);
         let waited = usage
             .threads
             .values()

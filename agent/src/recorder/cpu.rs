@@ -114,7 +114,11 @@ impl Cpu {
             accounting.lost.insert(counter.name().into(), count);
         }
         accounting.lost.insert("undecoded".into(), undecoded);
-        for counter in [Counter::LostChild, Counter::LostProcessRecord] {
+        for counter in [
+            Counter::LostChild,
+            Counter::LostProcessRecord,
+            Counter::IdReused,
+        ] {
             if counters.get(counter) > 0 {
                 let cause = counter.name().replace('_', " ");
                 accounting.notes.insert(cause, counters.get(counter));

@@ -191,6 +191,8 @@ impl Tcp {
                 comm: tracked
                     .map_or(&self.target.comm, |first| &first.comm)
                     .clone(),
+                container: tracked.and_then(|first| first.place.container.clone()),
+                cgroup: tracked.and_then(|first| first.place.cgroup.clone()),
             },
             connections: listing.connections,
             remotes: listing.remotes,

@@ -4,8 +4,9 @@
 
 pub mod btf;
 pub mod deferred;
-mod iterator;
 pub mod modules;
+mod namespace;
+mod raw_tracepoint;
 pub mod records;
 pub mod sideband;
 mod tables;
@@ -22,12 +23,12 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 
 use crate::preflight::Kernel;
 use crate::process::{self, Process};
 use deferred::Deferred;
+pub use raw_tracepoint::attach as attach_raw_tracepoint;
 use records::{Counters, owner, process_record};
 use sideband::{Event, Sideband};
 use tables::Tables;
@@ -54,9 +55,10 @@ const MAX_WAITING: usize = 4096;
 const LAST_TABLES: Duration = Duration::from_secs(1);
 
 /// The programs that follow the life of processes, and their tracepoints.
-const LIFE: [(&str, &str); 3] = [
+const LIFE: [(&str, &str); 4] = [
     ("process_fork", "sched_process_fork"),
     ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
     ("process_free", "sched_process_free"),
 ];
 
@@ -141,6 +143,8 @@ pub struct Needs {
 pub struct Follow {
     /// What they fork, too.
     pub children: bool,
+    /// One that is refused does not end the run, unless all are.
+    pub tolerant: bool,
     /// Samples only from their next exec on: they are the agent's own children until then.
     pub from_exec: bool,
 }
@@ -226,9 +230,9 @@ impl Loaded {
             what: "cannot open the perf side band",
             source,
         })?;
-        let tgids = self.initial_ids(&targets)?;
+        let tgids = namespace::initial_ids(&mut self.ebpf, &self.kernel, &targets)?;
         let tables: ArrayOfMaps<MapData, _> = take(&mut self.ebpf, "TABLES")?;
-        let scope: BpfMap<MapData, u32, [u32; 2]> = take(&mut self.ebpf, "TARGETS")?;
+        let scope: BpfMap<MapData, u32, [u64; 3]> = take(&mut self.ebpf, "TARGETS")?;
         let mut attached = Attached {
             events: take(&mut self.ebpf, "EVENTS")?,
             counters: take(&mut self.ebpf, "COUNTERS")?,
@@ -251,6 +255,7 @@ impl Loaded {
         } else {
             0
         };
+        let mut refusal = None;
         for (process, tgid) in targets.into_iter().zip(tgids) {
             let others = !attached.targets.list().is_empty();
             if others && process.has_ended() {
@@ -262,47 +267,19 @@ impl Loaded {
             }
             match attached.targets.add(process, tgid, flags) {
                 Err(target::Error::Process(process::Error::NotFound(_))) if others => {}
+                Err(error) if follow.tolerant => {
+                    attached.targets.leave_out();
+                    refusal.get_or_insert(error);
+                }
                 added => added?,
             }
+        }
+        if let Some(refusal) = refusal.filter(|_| attached.targets.list().is_empty()) {
+            return Err(refusal.into());
         }
         attached.targets.flush(TABLES_WAIT);
         Ok(attached)
     }
-
-    /// The thread-group ids of the targets in the initial PID namespace; `None` where there is no
-    /// such process any more.
-    fn initial_ids(&mut self, targets: &[Process]) -> Result<Vec<Option<u32>>, Error> {
-        if self.kernel.ns_level == 0 {
-            return Ok(targets.iter().map(|process| Some(process.pid())).collect());
-        }
-        let mut wanted: BpfMap<MapData, u32, u32> = take(&mut self.ebpf, "WANTED")?;
-        for process in targets {
-            wanted
-                .insert(process.pid(), 0, 0)
-                .map_err(|_| Error::Map("WANTED"))?;
-        }
-        iterator::run_over_tasks(&mut self.ebpf)?;
-        let id = |process: &Process| wanted.get(&process.pid(), 0).ok().filter(|&id| id != 0);
-        Ok(targets.iter().map(id).collect())
-    }
-}
-
-/// Loads and attaches a raw tracepoint program.
-pub fn attach_raw_tracepoint(
-    ebpf: &mut Ebpf,
-    program: &'static str,
-    hook: &str,
-) -> Result<(), Error> {
-    let raw: &mut RawTracePoint = program_mut(ebpf, program)?;
-    raw.load().map_err(|source| Error::Program {
-        program,
-        source: Box::new(source),
-    })?;
-    raw.attach(hook).map(drop).map_err(|source| Error::Attach {
-        program,
-        hook: format!("the tracepoint {hook}"),
-        source: Box::new(source),
-    })
 }
 
 /// A program of the bytecode by its name and kind.
@@ -353,6 +330,32 @@ impl Attached {
     /// The processes and modules.
     pub fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    /// Takes processes into scope that were found while the run goes on, and counts them; those that
+    /// are in scope already stay as they are. Gives the ids of those that were refused.
+    pub fn join(&mut self, processes: Vec<Process>) -> Vec<u32> {
+        let Ok(tgids) = namespace::initial_ids(&mut self.ebpf, &self.kernel, &processes) else {
+            self.targets.leave_out();
+            return processes.iter().map(Process::pid).collect();
+        };
+        let mut refused = Vec::new();
+        for (process, tgid) in processes.into_iter().zip(tgids) {
+            let pid = process.pid();
+            let Some(tgid) = tgid.filter(|_| !self.targets.has(pid)) else {
+                continue;
+            };
+            match self.targets.join(process, tgid) {
+                // Its end wakes us; without it the next tick does.
+                Ok(()) => drop(self.targets.pidfd(tgid).map(|fd| self.watch.add(fd))),
+                Err(target::Error::Process(process::Error::NotFound(_))) => {}
+                Err(_) => {
+                    self.targets.leave_out();
+                    refused.push(pid);
+                }
+            }
+        }
+        refused
     }
 
     /// Makes tables ready for a program that is about to be started.
@@ -487,7 +490,7 @@ impl Attached {
     fn on_process(&mut self, event: &ProcessRecord) {
         self.events_of_sideband();
         self.on_events_until(event.time);
-        if event.kind == record::EXIT {
+        if event.kind == record::GONE {
             self.keep_maps(event.tgid);
         }
         self.targets.on_process(event);
@@ -504,11 +507,7 @@ impl Attached {
     pub async fn finish(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
         // A storm of forks or execs would send records for ever.
         self.skipped = self.recursion_misses([]);
-        for (program, _) in LIFE {
-            if let Ok(program) = program_mut::<RawTracePoint>(&mut self.ebpf, program) {
-                let _ = program.unload();
-            }
-        }
+        raw_tracepoint::unload(&mut self.ebpf, LIFE.map(|(program, _)| program));
         while self.take_record(sink) {}
         self.events_of_sideband();
         self.on_events_until(u64::MAX);
@@ -522,6 +521,7 @@ impl Attached {
             }
         }
         self.finish_walks(0, sink);
+        self.targets.check_programs();
     }
 
     /// Walks on where more is known now; what has waited for more than `looks` is passed on as it is.

@@ -10,6 +10,7 @@ use agent_ebpf::unwind::{Block, Module as Layout};
 use tokio::sync::mpsc as results;
 
 use crate::elf::{self, Segment};
+use crate::process::identity::Entry;
 use crate::process::{self, FileId, Map, Root};
 use crate::symbolize::debug_files::DebugRoots;
 use crate::unwind::{self, Table};
@@ -40,8 +41,8 @@ pub struct Module {
 /// Where the files of a process are found.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The process.
-    pub pid: u32,
+    /// The process, while it is there.
+    pub process: Option<Entry>,
     /// Its root directory.
     pub root: Root,
     /// Directories under which separate debug files are.
@@ -111,7 +112,7 @@ impl Modules {
         }
         let file = match *map.path == *VDSO {
             true => process::vdso(),
-            false => origin.root.open_mapped(origin.pid, map),
+            false => origin.root.open_mapped(origin.process.as_ref(), map),
         };
         Ok(Some(self.add(map, file, origin, reserve()?)))
     }

@@ -20,17 +20,22 @@ pub(super) fn owner(bytes: &[u8]) -> Option<u32> {
 }
 
 /// Reads what became of a process; `None` for a record of another kind.
-pub(super) fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
+pub(crate) fn process_record(bytes: &[u8]) -> Option<ProcessRecord> {
     let kind = word(bytes, 0)?;
-    if !matches!(kind, record::FORK | record::EXEC | record::EXIT) {
+    if !matches!(
+        kind,
+        record::FORK | record::EXEC | record::EXIT | record::GONE
+    ) {
         return None;
     }
+    let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     Some(ProcessRecord {
         kind,
         tgid: word(bytes, 4)?,
         parent: word(bytes, 8)?,
         visible: word(bytes, 12)?,
-        time: u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?),
+        time: long(16)?,
+        start: long(24)?,
     })
 }
 

@@ -211,7 +211,7 @@ fn text_at(record: &[u8], at: usize) -> Option<&[u8]> {
     record.get(at..)?.split(|&byte| byte == 0).next()
 }
 
-fn decode(record: &[u8]) -> Option<Event> {
+pub(crate) fn decode(record: &[u8]) -> Option<Event> {
     match u32_at(record, 0)? {
         PERF_RECORD_MMAP2 => mapping(record),
         PERF_RECORD_COMM if u32_at(record, 8)? == u32_at(record, 12)? => Some(Event::Name {

@@ -8,14 +8,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::Target;
 use agent_ebpf::unwind::{Block, Mapping, Module as Layout, mappings};
+use agent_ebpf::{Start, Target};
 use aya::maps::{HashMap as BpfMap, MapData};
 
 use super::deferred::Code;
 use super::modules::{Built, Module, Modules, Origin};
 use super::tables::{self, Tables};
-use crate::process::{self, Listed, Map, Process, Root};
+use crate::process::container::Place;
+use crate::process::identity::{self, Entry};
+use crate::process::{self, FileId, Listed, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
 
 /// One process in scope, or one that was.
@@ -29,10 +31,18 @@ pub struct Tracked {
     pub comm: String,
     /// Its program.
     pub exe: Option<String>,
+    /// The file of that.
+    program: Option<FileId>,
     /// Held while it lives and could be opened.
     pub process: Option<Process>,
     /// Whether it has ended.
     pub ended: bool,
+    /// When its last thread ended, in nanoseconds of the monotonic clock: what its id did later was
+    /// another's.
+    pub exited_at: Option<u64>,
+    start: Start,
+    /// Where it runs: looked up for the first process only.
+    pub place: Place,
     origin: Origin,
     /// Slot of its mapping table: 0 while it has none, and perhaps shared.
     slot: u16,
@@ -55,7 +65,7 @@ impl Tracked {
         self.ended
             || match &self.process {
                 Some(process) => process.has_ended(),
-                None => process::is_gone(self.pid),
+                None => !identity::is_running(self.pid, self.start),
             }
     }
 }
@@ -85,6 +95,18 @@ pub enum Error {
     },
 }
 
+/// The path of its program, as it sees it.
+fn shown_program(process: &Process) -> Option<String> {
+    let path = process.exe()?;
+    Some(path.to_string_lossy().into_owned())
+}
+/// What is said of processes that were found in the control group while the run went on.
+const JOINED: &str =
+    "processes that joined the control group (what they did before they were found is missing)";
+
+/// What is said of those that were refused.
+const LEFT_OUT: &str = "processes of the control group left out (--pid with one of them says why)";
+
 fn no_table(mapping: &Mapping) -> bool {
     mapping.module.table == 0
 }
@@ -110,7 +132,7 @@ impl Code for ProcessCode<'_> {
 
 /// The processes in scope and their modules.
 pub struct Targets {
-    scope: BpfMap<MapData, u32, [u32; 2]>,
+    scope: BpfMap<MapData, u32, [u64; 3]>,
     tables: Tables,
     modules: Modules,
     list: Vec<Tracked>,
@@ -131,7 +153,7 @@ impl Targets {
     /// No process yet. `follow`: what they fork is in scope too; `mappings`: what they map is
     /// followed, for the unwinding of their stacks.
     pub fn new(
-        scope: BpfMap<MapData, u32, [u32; 2]>,
+        scope: BpfMap<MapData, u32, [u64; 3]>,
         tables: Tables,
         follow: bool,
         mappings: bool,
@@ -162,14 +184,15 @@ impl Targets {
             true => Some((process::monotonic_ns(), process.maps()?)),
             false => None,
         };
-        let index = self.track(process.pid(), tgid, Some(process), None);
+        let (pid, start) = (process.pid(), process.start());
+        let index = self.track(pid, tgid, start, Some(process), None);
         if let Some((read_at, maps)) = maps {
             self.set_maps(index, maps, read_at)?;
             self.share_table(index);
         }
         self.list[index].flags = flags;
         self.enter_scope(index)?;
-        // One that was reaped meanwhile has passed the program that takes it out of scope.
+        // The program that takes it out of scope may have seen it before.
         if self.list[index]
             .process
             .as_ref()
@@ -178,6 +201,34 @@ impl Targets {
             let _ = self.scope.remove(&tgid);
         }
         Ok(())
+    }
+
+    /// Takes a process into scope that was found while the run goes on.
+    ///
+    /// # Errors
+    /// As [`Targets::add`].
+    pub fn join(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
+        if self.scope.get(&tgid, 0).is_ok() {
+            // Forked by one in scope, and so itself: the record of it is on its way.
+            return Ok(());
+        }
+        self.add(process, tgid, 0)?;
+        *self.notes.entry(JOINED.to_owned()).or_default() += 1;
+        Ok(())
+    }
+
+    /// Whether the process that the agent sees as `pid` is in scope and lives.
+    pub fn has(&self, pid: u32) -> bool {
+        let tracked = self
+            .by_pid
+            .get(&pid)
+            .and_then(|&index| self.list.get(index));
+        tracked.is_some_and(|tracked| !tracked.is_over())
+    }
+
+    /// Counts a process of the control group that was refused.
+    pub fn leave_out(&mut self) {
+        *self.notes.entry(LEFT_OUT.to_owned()).or_default() += 1;
     }
 
     /// Servers of many processes forked them all from one: those that map the same share a table.
@@ -197,7 +248,7 @@ impl Targets {
 
     /// Where the files of a process are found: the target's own debug files come first, then
     /// the host's or the agent's container's.
-    fn origin(&mut self, pid: u32, root: &Root) -> Origin {
+    fn origin(&mut self, process: Option<Entry>, root: &Root) -> Origin {
         let known = self.roots.iter().find(|(known, _)| known == root);
         let (root, debug) = match known {
             Some((root, debug)) => (root.clone(), Arc::clone(debug)),
@@ -208,7 +259,11 @@ impl Targets {
                 (root.clone(), debug)
             }
         };
-        Origin { pid, root, debug }
+        Origin {
+            process,
+            root,
+            debug,
+        }
     }
 
     /// `parent`: whose files a process has that is already gone.
@@ -216,6 +271,7 @@ impl Targets {
         &mut self,
         pid: u32,
         tgid: u32,
+        start: Start,
         mut process: Option<Process>,
         parent: Option<usize>,
     ) -> usize {
@@ -225,20 +281,26 @@ impl Targets {
             (None, Some(parent)) => parent.origin.root.clone(),
             (None, None) => Root::default(),
         };
-        let origin = self.origin(pid, &root);
+        let entry = process.as_ref().and_then(Process::entry).cloned();
+        let origin = self.origin(entry, &root);
         if let Some(process) = &mut process {
             process.share_root(&origin.root);
         }
+        let place = match &process {
+            Some(process) if self.list.is_empty() => Place::of(process),
+            _ => Place::default(),
+        };
         self.list.push(Tracked {
             pid,
             tgid,
             comm: stat.map_or_else(|| "?".to_owned(), |stat| stat.comm),
-            exe: process
-                .as_ref()
-                .and_then(Process::exe)
-                .map(|path| path.to_string_lossy().into_owned()),
+            exe: process.as_ref().and_then(shown_program),
+            program: process.as_ref().and_then(Process::program),
             process,
             ended: false,
+            exited_at: None,
+            start,
+            place,
             origin,
             slot: 0,
             maps: Arc::default(),
@@ -258,10 +320,7 @@ impl Targets {
         let Some(tracked) = self.list.get(index) else {
             return Ok(());
         };
-        let target = Target {
-            table: u32::from(tracked.slot),
-            flags: self.follow_flag() | tracked.flags,
-        };
+        let target = self.target(tracked);
         self.scope
             .insert(tracked.tgid, target.words(), 0)
             .map_err(|source| Error::Scope {
@@ -270,8 +329,18 @@ impl Targets {
             })
     }
 
+    /// A process as the kernel programs know it.
+    fn target(&self, tracked: &Tracked) -> Target {
+        Target {
+            table: u32::from(tracked.slot),
+            flags: self.follow_flag() | tracked.flags,
+            start: tracked.start,
+        }
+    }
+
     /// Replaces what a process has mapped; `read_at` is when it was read.
     fn set_maps(&mut self, index: usize, listed: Listed, read_at: u64) -> Result<(), Error> {
+        self.look_at_program(index);
         let read_for = process::monotonic_ns().saturating_sub(read_at);
         if listed.cut {
             let note = "mappings left out, since reading them took too long".to_owned();
@@ -344,7 +413,8 @@ impl Targets {
     /// # Errors
     /// When no slot is left.
     pub fn make_ready(&mut self, program: &Path) -> Result<(), Error> {
-        let origin = self.origin(std::process::id(), &Root::default());
+        let own = Entry::open(std::process::id()).ok();
+        let origin = self.origin(own, &Root::default());
         for map in process::own_maps() {
             let tables = &mut self.tables;
             self.modules.of(&map, &origin, || tables.reserve())?;
@@ -481,6 +551,34 @@ impl Targets {
     /// All modules seen.
     pub fn modules(&self) -> &[Module] {
         self.modules.list()
+    }
+
+    /// Looks whether a process runs another program than was known, which is then known; false also
+    /// where that cannot be seen.
+    fn look_at_program(&mut self, index: usize) -> bool {
+        let Some(tracked) = self.list.get_mut(index) else {
+            return false;
+        };
+        let Some(process) = &tracked.process else {
+            return false;
+        };
+        let program = process.program();
+        if program.is_none() || program == tracked.program {
+            return false;
+        }
+        tracked.program = program;
+        tracked.exe = shown_program(process);
+        true
+    }
+
+    /// Looks at the programs of the living for the last time: the record of an exec may be lost.
+    pub fn check_programs(&mut self) {
+        let all = 0..self.list.len();
+        let changed = all.filter(|&index| self.look_at_program(index)).count() as u64;
+        if changed > 0 {
+            let note = "programs executed that no record told of".to_owned();
+            *self.notes.entry(note).or_default() += changed;
+        }
     }
 
     /// Whether every process has ended.

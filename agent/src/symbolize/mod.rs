@@ -17,6 +17,8 @@ mod demangle;
 mod dwarf;
 mod elf;
 mod extent;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod go;
 mod kernel;
 mod perf_map;

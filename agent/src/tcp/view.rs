@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::endless::{self, Buckets, Endless, Total};
 use super::histogram::{Quantiles, micros};
 use super::{Connections, Entry, Folded, Role, Times, local_of, remote_key, remote_of};
+use crate::profile::Container;
 
 /// Names of the TCP states (net/tcp_states.h), by their number.
 const STATES: [&str; 13] = [
@@ -219,6 +220,23 @@ pub struct Target {
     pub pid: u32,
     /// Its name.
     pub comm: String,
+    /// The container that it runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// Its control group, as the agent sees it; `None` for the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+}
+
+impl Target {
+    /// A process of which only this is known.
+    pub fn new(pid: u32, comm: String) -> Self {
+        Self {
+            pid,
+            comm,
+            ..Self::default()
+        }
+    }
 }
 
 impl Times {

@@ -155,12 +155,19 @@ impl Running {
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, number) }, 0);
     }
 
+    fn stderr(&self) -> String {
+        read_to_string(self.directory.path().join(STDERR)).unwrap_or_default()
+    }
+
+    /// Whether it has said this on standard error.
+    pub(crate) fn has_said(&self, text: &str) -> bool {
+        self.stderr().contains(text)
+    }
+
     /// Waits until it has said this on standard error.
     pub(crate) fn await_said(&self, text: &str) {
-        let path = self.directory.path().join(STDERR);
-        let said = || read_to_string(&path).unwrap_or_default();
-        let heard = eventually(patience(30.0), || said().contains(text));
-        assert!(heard, "the agent never said {text:?}: {}", said());
+        let heard = eventually(patience(30.0), || self.has_said(text));
+        assert!(heard, "the agent never said {text:?}: {}", self.stderr());
     }
 
     /// Waits for its end; one that takes longer than a minute fails.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod browser;
+pub(crate) mod chosen;
 mod profile;
 mod target;
 

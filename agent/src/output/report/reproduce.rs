@@ -85,9 +85,17 @@ fn target(target: &Target) -> Vec<(&'static str, Line)> {
     }
     if let Some(container) = &target.container {
         rows.push(("container", Line::code(&container.id)));
-        if let Some(image) = &container.image {
-            rows.push(("image", Line::code(image)));
-        }
+        let more = [
+            ("image", &container.image),
+            ("pod", &container.pod_name),
+            ("pod's id", &container.pod_uid),
+            ("host name", &container.hostname),
+        ];
+        let known = more.into_iter();
+        rows.extend(known.filter_map(|(what, text)| Some((what, Line::code(text.as_ref()?)))));
+    }
+    if let Some(cgroup) = &target.cgroup {
+        rows.push(("control group", Line::code(cgroup)));
     }
     rows
 }

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use agent_ebpf::failure::{CallRecord, call, row, shape};
 
 use crate::process::{Process, descriptor::Descriptor, library};
-use crate::session::target::Targets;
 use crate::syscalls::benign::Facts;
 use crate::syscalls::table::Spec;
 
@@ -38,12 +37,13 @@ impl Known {
 
 /// Reads a record, and asks the process what its descriptors and directories are. The result is
 /// the argument's key and its description.
-pub(super) fn decode(bytes: &[u8], specs: &[Spec], targets: &Targets) -> Option<(u64, Known)> {
+pub(super) fn decode<'p>(
+    bytes: &[u8],
+    specs: &[Spec],
+    process: impl Fn(u32) -> Option<&'p Process>,
+) -> Option<(u64, Known)> {
     let (record, text) = parse(bytes)?;
-    let process = targets
-        .find(record.tgid)
-        .and_then(|index| targets.list().get(index))
-        .and_then(|tracked| tracked.process.as_ref());
+    let process = process(record.tgid);
     let spec = specs
         .get(row::number(record.row) as usize)
         .copied()

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::{ProcessRecord, TARGET_FOLLOW_CHILDREN, Target, record};
+use agent_ebpf::{ProcessRecord, Start, TARGET_FOLLOW_CHILDREN, Target, record};
 
-use super::{Error, Targets};
+use super::{Error, Targets, shown_program};
 use crate::process::{self, Map, Process};
 use crate::session::sideband::Event;
 
@@ -20,13 +20,25 @@ impl Targets {
                 self.on_fork(event);
                 Ok(())
             }
-            record::EXEC => self.on_exec(event.tgid),
+            record::EXEC => self.on_exec(event),
+            record::EXIT => {
+                self.on_exit(event);
+                Ok(())
+            }
             _ => {
-                self.on_exit(event.tgid);
+                self.on_gone(event);
                 Ok(())
             }
         };
         self.note_failure(done);
+    }
+
+    /// The process that a record is about, as its place in the list: not another one that has had its
+    /// id.
+    fn subject(&self, event: &ProcessRecord) -> Option<usize> {
+        let index = *self.by_tgid.get(&event.tgid)?;
+        let tracked = self.list.get(index)?;
+        tracked.start.is(event.start).then_some(index)
     }
 
     pub(super) fn note_failure(&mut self, done: Result<(), Error>) {
@@ -41,15 +53,12 @@ impl Targets {
         let Some(&parent) = self.by_tgid.get(&event.parent) else {
             return;
         };
-        if self
-            .by_tgid
-            .get(&event.tgid)
-            .is_some_and(|&index| !self.list[index].is_over())
-        {
+        if self.subject(event).is_some() {
             return;
         }
-        let process = Process::open(event.visible).ok();
-        let index = self.track(event.visible, event.tgid, process, Some(parent));
+        let start = Start::exactly(event.start);
+        let process = Process::open_begun(event.visible, start).ok();
+        let index = self.track(event.visible, event.tgid, start, process, Some(parent));
         let (slot, maps, comm, exe) = {
             let parent = &self.list[parent];
             let maps = Arc::clone(&parent.maps);
@@ -66,10 +75,15 @@ impl Targets {
             self.enqueue(index);
         }
         self.tables.share(slot);
-        let executed = |target: [u32; 2]| target[0] == 0;
-        if !self.scope.get(&event.tgid, 0).is_ok_and(executed) {
+        let executed = |target: Target| target.table == 0;
+        if !self.in_scope(event.tgid).is_some_and(executed) {
             self.point_to_table(index);
         }
+    }
+
+    /// What the kernel programs know of the process of this id.
+    fn in_scope(&self, tgid: u32) -> Option<Target> {
+        self.scope.get(&tgid, 0).map(Target::from_words).ok()
     }
 
     pub(super) fn follow_flag(&self) -> u32 {
@@ -80,29 +94,32 @@ impl Targets {
         }
     }
 
-    /// Points a live scope entry at the process's own table; one that ended is not put back.
+    /// Points a live scope entry at the process's own table; one that ended is not put back, and
+    /// one of a process that has the id now is left alone.
     pub(super) fn point_to_table(&mut self, index: usize) {
         const BPF_EXIST: u64 = 2;
         let Some(tracked) = self.list.get(index) else {
             return;
         };
-        let target = Target {
-            table: u32::from(tracked.slot),
-            flags: self.follow_flag() | tracked.flags,
-        };
+        let target = self.target(tracked);
+        let known = self.in_scope(tracked.tgid);
+        if known.is_none_or(|known| known.start != target.start) {
+            return;
+        }
         // Gone from the scope: it has ended meanwhile.
         let _ = self.scope.insert(tracked.tgid, target.words(), BPF_EXIST);
     }
 
-    fn on_exec(&mut self, tgid: u32) -> Result<(), Error> {
-        let Some(&index) = self.by_tgid.get(&tgid) else {
+    fn on_exec(&mut self, event: &ProcessRecord) -> Result<(), Error> {
+        let Some(index) = self.subject(event) else {
             return Ok(());
         };
         let tracked = &mut self.list[index];
         if let Some(process) = &mut tracked.process {
             process.renew_root();
             let root = process.root().clone();
-            let origin = self.origin(self.list[index].pid, &root);
+            let entry = process.entry().cloned();
+            let origin = self.origin(entry, &root);
             if let Some(process) = &mut self.list[index].process {
                 process.share_root(&origin.root);
             }
@@ -111,9 +128,8 @@ impl Targets {
         let tracked = &mut self.list[index];
         tracked.flags = 0;
         let process = tracked.process.as_ref();
-        tracked.exe = process
-            .and_then(Process::exe)
-            .map(|path| path.to_string_lossy().into_owned());
+        tracked.program = process.and_then(Process::program);
+        tracked.exe = process.and_then(shown_program);
         if let Some(stat) = process.and_then(|process| process.stat().ok()) {
             tracked.comm = stat.comm;
         }
@@ -132,11 +148,28 @@ impl Targets {
         Ok(())
     }
 
-    /// It stays known by its ids until another process has them: records of it may still come.
-    fn on_exit(&mut self, tgid: u32) {
-        if let Some(&index) = self.by_tgid.get(&tgid) {
+    fn on_exit(&mut self, event: &ProcessRecord) {
+        if let Some(index) = self.subject(event) {
+            self.list[index].exited_at = Some(event.time);
+        }
+    }
+
+    /// It stays known by its ids until another process in scope has them: records of it may still
+    /// come.
+    fn on_gone(&mut self, event: &ProcessRecord) {
+        if let Some(index) = self.subject(event) {
             let tracked = &mut self.list[index];
+            // One that joined lately may have the id of one whose end is told only now.
+            if tracked
+                .process
+                .as_ref()
+                .is_some_and(|process| !process.has_ended())
+            {
+                return;
+            }
             tracked.ended = true;
+            tracked.exited_at.get_or_insert(event.time);
+            tracked.origin.process = None;
             tracked.maps = Arc::default();
             self.tables.give_back(std::mem::take(&mut tracked.slot));
             if let Some(process) = &mut tracked.process {
@@ -147,12 +180,18 @@ impl Targets {
 
     /// Tracks a process in scope whose fork record was lost.
     pub fn ensure(&mut self, tgid: u32) {
-        if self.by_tgid.contains_key(&tgid) {
+        let known = self.by_tgid.get(&tgid);
+        // No record of a process comes after the one of its end: it is another.
+        if known.is_some_and(|&index| !self.list[index].ended) {
             return;
         }
+        let start = self.in_scope(tgid).map(|target| target.start);
+        let start = start.unwrap_or_default();
         // In the initial namespace both ids are the same; elsewhere there is no telling which.
-        let process = process::in_initial_pid_namespace().then(|| Process::open(tgid).ok());
-        let index = self.track(tgid, tgid, process.flatten(), None);
+        let process = process::in_initial_pid_namespace()
+            .then(|| Process::open_begun(tgid, start).ok())
+            .flatten();
+        let index = self.track(tgid, tgid, start, process, None);
         if !self.mappings {
             return;
         }
@@ -168,7 +207,7 @@ impl Targets {
         match event {
             Event::Map { pid, map } => {
                 if let Some(&index) = self.by_pid.get(&pid)
-                    && !self.list[index].ended
+                    && self.list[index].exited_at.is_none()
                     && time >= self.list[index].read_at
                 {
                     let done = self.add_map(index, map);
@@ -176,7 +215,9 @@ impl Targets {
                 }
             }
             Event::Name { pid, name, by_exec } => {
-                if let Some(&index) = self.by_pid.get(&pid) {
+                if let Some(&index) = self.by_pid.get(&pid)
+                    && self.list[index].exited_at.is_none()
+                {
                     let tracked = &mut self.list[index];
                     tracked.comm = name;
                     if by_exec && time >= tracked.read_at {
