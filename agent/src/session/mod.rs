@@ -8,6 +8,7 @@ mod error;
 pub mod event;
 pub mod modules;
 mod namespace;
+mod raw_tracepoint;
 pub mod records;
 pub mod sideband;
 mod tables;
@@ -23,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::{Counter, ProcessRecord, TARGET_BEFORE_EXEC, record};
 use aya::maps::{Array, ArrayOfMaps, HashMap as BpfMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::RawTracePoint;
 use aya::{Ebpf, EbpfLoader};
 
 use crate::preflight::Kernel;
@@ -31,6 +31,7 @@ use crate::process::{self, Process};
 use deferred::Deferred;
 pub use error::Error;
 use modules::Builders;
+pub use raw_tracepoint::attach as attach_raw_tracepoint;
 use records::{Counters, owner, process_record};
 use sideband::{Event, Sideband};
 use tables::Tables;
@@ -226,24 +227,6 @@ impl Loaded {
         attached.targets.flush(TABLES_WAIT);
         Ok(attached)
     }
-}
-
-/// Loads and attaches a raw tracepoint program.
-pub fn attach_raw_tracepoint(
-    ebpf: &mut Ebpf,
-    program: &'static str,
-    hook: &str,
-) -> Result<(), Error> {
-    let raw: &mut RawTracePoint = program_mut(ebpf, program)?;
-    raw.load().map_err(|source| Error::Program {
-        program,
-        source: Box::new(source),
-    })?;
-    raw.attach(hook).map(drop).map_err(|source| Error::Attach {
-        program,
-        hook: format!("the tracepoint {hook}"),
-        source: Box::new(source),
-    })
 }
 
 /// A program of the bytecode by its name and kind.
@@ -472,11 +455,7 @@ impl Attached {
     pub async fn finish(&mut self, sink: &mut impl FnMut(&[u8], &Targets)) {
         // A storm of forks or execs would send records for ever.
         self.skipped = self.recursion_misses([]);
-        for (program, _) in LIFE {
-            if let Ok(program) = program_mut::<RawTracePoint>(&mut self.ebpf, program) {
-                let _ = program.unload();
-            }
-        }
+        raw_tracepoint::unload(&mut self.ebpf, LIFE.map(|(program, _)| program));
         while self.take_record(sink) {}
         self.events_of_sideband();
         self.on_events_until(u64::MAX);

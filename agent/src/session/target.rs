@@ -20,7 +20,7 @@ use super::tables::Tables;
 use crate::parser;
 use crate::process::container::Place;
 use crate::process::identity::{self, Entry};
-use crate::process::{self, FileId, Listed, Map, Process, Root};
+use crate::process::{self, FileId, Map, Process, Root};
 use crate::symbolize::debug_files::DebugRoots;
 pub use error::Error;
 use program::shown_program;
@@ -320,28 +320,6 @@ impl Targets {
             flags: self.follow_flag() | tracked.flags,
             start: tracked.start,
         }
-    }
-
-    /// Replaces what a process has mapped; `read_at` is when it was read.
-    fn set_maps(&mut self, index: usize, listed: Listed, read_at: u64) -> Result<(), Error> {
-        self.look_at_program(index);
-        let read_for = process::monotonic_ns().saturating_sub(read_at);
-        if listed.cut {
-            let note = "mappings left out, since reading them took too long".to_owned();
-            *self.notes.entry(note).or_default() += 1;
-        }
-        let mut with_modules = Vec::with_capacity(listed.maps.len());
-        for map in listed.maps {
-            let module = self.module_of(index, &map)?;
-            with_modules.push((map, module));
-        }
-        if let Some(tracked) = self.list.get_mut(index) {
-            tracked.maps = Arc::new(with_modules);
-            (tracked.read_at, tracked.read_for) = (read_at, read_for);
-            tracked.changed = true;
-        }
-        self.enqueue(index);
-        Ok(())
     }
 
     /// Has a process's mapping table written at the next [`Targets::flush`].

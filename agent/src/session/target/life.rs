@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use agent_ebpf::{ProcessRecord, Start, TARGET_FOLLOW_CHILDREN, Target, record};
 
 use super::{Error, Targets, shown_program};
-use crate::process::{self, Map, Process};
+use crate::process::{self, Listed, Map, Process};
 use crate::session::sideband::Event;
 
 /// After the mappings of a process were read, they are not for so many times as long as it took.
@@ -262,6 +262,33 @@ impl Targets {
         if all {
             self.lost_at = 0;
         }
+    }
+
+    /// Replaces what a process has mapped; `read_at` is when it was read.
+    pub(super) fn set_maps(
+        &mut self,
+        index: usize,
+        listed: Listed,
+        read_at: u64,
+    ) -> Result<(), Error> {
+        self.look_at_program(index);
+        let read_for = process::monotonic_ns().saturating_sub(read_at);
+        if listed.cut {
+            let note = "mappings left out, since reading them took too long".to_owned();
+            *self.notes.entry(note).or_default() += 1;
+        }
+        let mut with_modules = Vec::with_capacity(listed.maps.len());
+        for map in listed.maps {
+            let module = self.module_of(index, &map)?;
+            with_modules.push((map, module));
+        }
+        if let Some(tracked) = self.list.get_mut(index) {
+            tracked.maps = Arc::new(with_modules);
+            (tracked.read_at, tracked.read_for) = (read_at, read_for);
+            tracked.changed = true;
+        }
+        self.enqueue(index);
+        Ok(())
     }
 
     /// Adds a mapping; what it overlaps is gone, as in the process itself.
