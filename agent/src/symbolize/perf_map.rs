@@ -82,7 +82,7 @@ fn find(file: &File, addresses: &[u64], clock: &Clock) -> Vec<Option<u64>> {
         open: addresses.len(),
         matches: 0,
     };
-    let length = file.metadata().map_or(0, |metadata| metadata.len());
+    let length = crate::elf::regular_length(file).unwrap_or(0);
     let least = length.saturating_sub(MAX_FILE);
     // What begins here or later was looked at.
     let mut end = length;
