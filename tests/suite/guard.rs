@@ -209,7 +209,7 @@ fn ordinary_targets_are_left_alone() {
     }
     let _alone = alone();
     let target = Target::spawn("threads", &[]);
-    let profile = Agent::profile()
+    let profile = Agent::limited("profile", &[], &agent_binary())
         .args([
             "--pid",
             &target.pid().to_string(),
@@ -243,7 +243,7 @@ fn a_busy_redis_is_left_alone() {
     let pid = redis.pid().to_string();
     for name in ["tcp", "syscalls"] {
         let watch = || {
-            let finished = Agent::subcommand(name, &[], &agent_binary())
+            let finished = Agent::limited(name, &[], &agent_binary())
                 .args(["--pid", &pid, "-d", "4s", "--format", "json"])
                 .run();
             let guard = guard_of(&last(&finished));
@@ -266,7 +266,7 @@ fn a_recording_loses_the_costliest_probe_only() {
     }
     let _alone = alone();
     let target = failing();
-    let finished = Agent::subcommand("record", &[], &agent_binary())
+    let finished = Agent::limited("record", &[], &agent_binary())
         .args([
             "--pid",
             &target.pid().to_string(),

@@ -73,6 +73,12 @@ impl Tracked {
                 None => !identity::is_running(self.pid, self.start),
             }
     }
+
+    /// Whether it has ended, perhaps before the kernel programs knew it: then they did not tell when,
+    /// and what comes under its id can be another's. One that was forked in scope was always known.
+    fn may_have_ended_untold(&self) -> bool {
+        self.start != Start::exactly(self.start.at) && self.is_over()
+    }
 }
 
 /// What a process has mapped to execute, by address, each with its module.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{FREQUENCY, Profile, agent_binary, eventually, in_vm, patience};
+use super::{FREQUENCY, Profile, agent_binary, eventually, patience};
 
 /// The subcommands that watch processes.
 const WATCHING: [&str; 5] = ["profile", "tcp", "syscalls", "record", "serve"];
@@ -31,13 +31,12 @@ impl Agent {
         Agent::subcommand("tcp", &[], &agent_binary())
     }
 
-    /// `agent syscalls` with no limit to its cost.
+    /// `agent syscalls` with nothing else.
     pub(crate) fn syscalls() -> Agent {
         let mut agent = Agent::subcommand("syscalls", &[], &agent_binary());
         // Cargo's: the loader of each target would try its directories, and fail.
         agent.command.env_remove("LD_LIBRARY_PATH");
-        // Floods are to be counted to the last.
-        agent.args(["--max-overhead", "off"])
+        agent
     }
 
     /// `WRAPPER… BINARY profile`.
@@ -45,8 +44,19 @@ impl Agent {
         Agent::subcommand("profile", wrapper, binary)
     }
 
-    /// `WRAPPER… BINARY NAME`.
+    /// `WRAPPER… BINARY NAME`, with no limit to its cost: on a busy machine, or an emulated one, the
+    /// same work costs more.
     pub(crate) fn subcommand(name: &str, wrapper: &[&str], binary: &Path) -> Agent {
+        let agent = Agent::limited(name, wrapper, binary);
+        match WATCHING.contains(&name) {
+            // A later one counts.
+            true => agent.args(["--max-overhead", "off"]),
+            false => agent,
+        }
+    }
+
+    /// `WRAPPER… BINARY NAME`, with the limit that a user gets.
+    pub(crate) fn limited(name: &str, wrapper: &[&str], binary: &Path) -> Agent {
         let words: Vec<&OsStr> = wrapper
             .iter()
             .map(OsStr::new)
@@ -54,10 +64,6 @@ impl Agent {
             .collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg(name);
-        if in_vm() && WATCHING.contains(&name) {
-            // Ten times as slow it costs ten times as much. A later one counts.
-            command.args(["--max-overhead", "off"]);
-        }
         Agent {
             command,
             directory: TempDir::new().unwrap(),

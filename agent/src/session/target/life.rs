@@ -217,6 +217,7 @@ impl Targets {
             Event::Name { pid, name, by_exec } => {
                 if let Some(&index) = self.by_pid.get(&pid)
                     && self.list[index].exited_at.is_none()
+                    && !self.list[index].may_have_ended_untold()
                 {
                     let tracked = &mut self.list[index];
                     tracked.comm = name;
