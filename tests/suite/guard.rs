@@ -102,10 +102,17 @@ fn without_a_limit_nothing_is_detached() {
 fn a_slowed_clock_still_tells_the_cpu_time() {
     let _alone = alone();
     let target = Target::spawn("split", &[]);
-    // A sample takes some 2 µs: 999 a second are a fifth of a percent.
+    // A third of what it costs here, so that a quarter of the frequency will do.
+    let pid = target.pid().to_string();
+    let unlimited = Agent::profile()
+        .args(["--pid", &pid, "--duration", "2s", "--frequency", "999"])
+        .args(["-o", "profile.json"])
+        .run_to_profile();
+    let each = unlimited.cost.bpf_ns_per_sample.unwrap();
+    let limit = format!("{:.4}%", each * 999.0 / 1e9 / 3.0 * 100.0);
     let agent = Agent::profile()
-        .args(["--pid", &target.pid().to_string(), "-v"])
-        .args(["--frequency", "999", "--max-overhead", "0.09%"])
+        .args(["--pid", &pid, "-v", "--frequency", "999"])
+        .args(["--max-overhead", &limit])
         .args(["-o", "profile.json", "-o", "profile.svg"])
         .start();
     agent.await_said("sampling by");
