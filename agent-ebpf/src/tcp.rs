@@ -62,8 +62,9 @@ pub fn tcp_send_entry(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// `tcp_sendpage_locked(sk, page, offset, size, flags)`: sendfile before 6.5.
-#[fentry(function = "tcp_sendpage_locked")]
+/// `do_tcp_sendpages(sk, page, offset, size, flags)`: sendfile before 6.5. The compiler puts what calls
+/// it, `tcp_sendpage_locked`, into its own caller, where no hook sees it.
+#[fentry(function = "do_tcp_sendpages")]
 pub fn tcp_sendpage_entry(ctx: FEntryContext) -> i32 {
     on_send(ctx.arg(0));
     0
@@ -78,8 +79,8 @@ pub fn tcp_send_exit(ctx: FExitContext) -> i32 {
     0
 }
 
-/// The return of `tcp_sendpage_locked(sk, page, offset, size, flags)`.
-#[fexit(function = "tcp_sendpage_locked")]
+/// The return of `do_tcp_sendpages(sk, page, offset, size, flags)`.
+#[fexit(function = "do_tcp_sendpages")]
 pub fn tcp_sendpage_exit(ctx: FExitContext) -> i32 {
     if ctx.arg::<u64>(5) as i32 > 0 {
         on_sent(ctx.arg(0));

@@ -108,8 +108,8 @@ pub const SENDPAGE: Hazard = Hazard {
     kernels: Where::Before(6, 5),
     probes: &["tcp"],
     consequence: "answers sent by sendfile would not be seen",
-    instead: "tcp_sendpage_locked is hooked, too",
-    source: "net/ipv4/tcp.c: tcp_sendpage_locked, gone in 6.5",
+    instead: "do_tcp_sendpages is hooked, too",
+    source: "net/ipv4/tcp.c: do_tcp_sendpages, gone in 6.5",
     test: "suite::hazards::answers_by_sendfile_are_seen",
 };
 

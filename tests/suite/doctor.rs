@@ -296,7 +296,12 @@ fn little_locked_memory() {
     if release.starts_with("5.10.") {
         found.assert_all_blocked("memlock", &["64 KiB", "ulimit -l unlimited"]);
     } else {
-        assert_ne!(found.probe("record").0, "blocked", "{}", found.report);
+        // Something else can be in the way: Debian's level of perf_event_paranoid.
+        assert!(
+            !found.report.contains(r#""check":"memlock""#),
+            "{}",
+            found.report
+        );
     }
 }
 

@@ -94,8 +94,8 @@ const ARRIVAL: Candidates = &[
 ];
 /// Sendfile goes its own way before 6.5; later kernels lack the function.
 const SENDPAGE: [Candidates; 2] = [
-    &[("tcp_sendpage_entry", "tcp_sendpage_locked", Hook::Entry)],
-    &[("tcp_sendpage_exit", "tcp_sendpage_locked", Hook::Exit)],
+    &[("tcp_sendpage_entry", "do_tcp_sendpages", Hook::Entry)],
+    &[("tcp_sendpage_exit", "do_tcp_sendpages", Hook::Exit)],
 ];
 /// The verifier tells by the number of arguments (6.10 has fewer).
 const ACCEPT: Candidates = &[
