@@ -298,7 +298,7 @@ fn little_locked_memory() {
     } else {
         // Something else can be in the way: Debian's level of perf_event_paranoid.
         assert!(
-            !found.report.contains(r#""check":"memlock""#),
+            !found.report.to_string().contains(r#""check":"memlock""#),
             "{}",
             found.report
         );
