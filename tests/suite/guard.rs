@@ -105,14 +105,15 @@ fn a_slowed_clock_still_tells_the_cpu_time() {
     }
     let _alone = alone();
     let target = Target::spawn("split", &[]);
-    // A third of what it costs here, so that a quarter of the frequency will do.
+    // Two thirds of what it costs here, so that half the frequency will do, and a sixteenth if others make
+    // each sample dearer.
     let pid = target.pid().to_string();
     let unlimited = Agent::profile()
         .args(["--pid", &pid, "--duration", "2s", "--frequency", "999"])
         .args(["-o", "profile.json"])
         .run_to_profile();
     let each = unlimited.cost.bpf_ns_per_sample.unwrap();
-    let limit = format!("{:.4}%", each * 999.0 / 1e9 / 3.0 * 100.0);
+    let limit = format!("{:.4}%", each * 999.0 / 1e9 / 1.5 * 100.0);
     let agent = Agent::profile()
         .args(["--pid", &pid, "-v", "--frequency", "999"])
         .args(["--max-overhead", &limit])
@@ -142,7 +143,7 @@ fn a_slowed_clock_still_tells_the_cpu_time() {
     // As of a clock that was never slowed.
     let (facts, sums) = (&profile.facts, &profile.accounting);
     let sampled = profile.samples() as f64 / facts.frequency as f64;
-    let tolerance = 0.15;
+    let tolerance = 0.3;
     assert!(
         (sampled / used - 1.0).abs() < tolerance,
         "{sampled:.2} s sampled of {used:.2} s"
