@@ -46,7 +46,7 @@ fn ticks_balance_to_the_tick() {
 }
 
 /// Keeps every CPU at work: where the hardware counts cycles, a halted CPU does not tick.
-fn busy_cpus() -> Vec<Target> {
+pub(crate) fn busy_cpus() -> Vec<Target> {
     let cpus = std::thread::available_parallelism().unwrap().get();
     (0..cpus).map(|_| Target::spawn("split", &[])).collect()
 }

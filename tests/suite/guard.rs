@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::accounting::assert_balances;
+use crate::accounting::{assert_balances, busy_cpus};
 use crate::harness::{
     Agent, Finished, Guard, Profile, Target, agent_binary, alone, host_only, in_vm, patience,
 };
@@ -99,22 +99,22 @@ fn without_a_limit_nothing_is_detached() {
 }
 
 #[test]
-#[ignore = "fails: ticks fall short of the clock by up to a third once it was slowed"]
 fn a_slowed_clock_still_tells_the_cpu_time() {
     if host_only("what a sample costs under emulation changes from one to the next") {
         return;
     }
     let _alone = alone();
-    let target = Target::spawn("split", &[]);
-    // Two thirds of what it costs here, so that half the frequency will do, and a sixteenth if others make
-    // each sample dearer.
+    let targets = busy_cpus();
+    let target = &targets[0];
+    // A third of what it costs here, so that a quarter of the frequency will do, and a sixteenth if
+    // others make each sample dearer.
     let pid = target.pid().to_string();
     let unlimited = Agent::profile()
         .args(["--pid", &pid, "--duration", "2s", "--frequency", "999"])
         .args(["-o", "profile.json"])
         .run_to_profile();
     let each = unlimited.cost.bpf_ns_per_sample.unwrap();
-    let limit = format!("{:.4}%", each * 999.0 / 1e9 / 1.5 * 100.0);
+    let limit = format!("{:.4}%", each * 999.0 / 1e9 / 3.0 * 100.0);
     let agent = Agent::profile()
         .args(["--pid", &pid, "-v", "--frequency", "999"])
         .args(["--max-overhead", &limit])
@@ -144,7 +144,7 @@ fn a_slowed_clock_still_tells_the_cpu_time() {
     // As of a clock that was never slowed.
     let (facts, sums) = (&profile.facts, &profile.accounting);
     let sampled = profile.samples() as f64 / facts.frequency as f64;
-    let tolerance = 0.3;
+    let tolerance = 0.15;
     assert!(
         (sampled / used - 1.0).abs() < tolerance,
         "{sampled:.2} s sampled of {used:.2} s"
@@ -185,6 +185,8 @@ fn what_costs_too_much_at_any_frequency_is_detached() {
 fn a_program_that_we_started_runs_to_its_end() {
     let _alone = alone();
     let program = crate::harness::program("split");
+    // Under emulation a look at the cost takes long, and the looks are the rarer for it.
+    let seconds = if in_vm() { 40.0 } else { 9.0 };
     let finished = Agent::profile()
         .args([
             "-F",
@@ -196,7 +198,7 @@ fn a_program_that_we_started_runs_to_its_end() {
             "--",
         ])
         .args([program.as_os_str()])
-        .args(["9"])
+        .args([seconds.to_string()])
         .run();
     let profile = finished.profile();
     assert_eq!(
@@ -205,12 +207,10 @@ fn a_program_that_we_started_runs_to_its_end() {
         "{}",
         finished.stderr()
     );
-    assert!(
-        finished.took > Duration::from_secs(8),
-        "{:?}",
-        finished.took
-    );
-    assert!(profile.facts.duration_seconds < 8.5);
+    let took = finished.took.as_secs_f64();
+    assert!(took > seconds - 1.0, "{took} s");
+    let watched = profile.facts.duration_seconds;
+    assert!(watched < seconds - 0.5, "{watched} s of {seconds} s");
     assert_balances(&profile);
 }
 

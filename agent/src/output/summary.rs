@@ -320,7 +320,8 @@ fn beyond_the_sum(profile: &Profile) -> Option<String> {
         let expected = accounting.expected_ticks;
         let halted = match profile.facts.event.as_str() {
             "cycles" => " (a halted CPU has no cycles)",
-            _ => "",
+            // The kernel forwards its timer past what it missed; perf record loses the same ticks.
+            _ => " (an idle virtual CPU may skip them)",
         };
         parts.push(format!(
             "{missing} of {expected} expected ticks never came{halted}"
