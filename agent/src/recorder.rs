@@ -5,6 +5,7 @@
 pub mod cpu;
 pub mod guard;
 pub mod live;
+mod probes;
 pub mod rows;
 pub mod syscalls;
 pub mod tcp;
@@ -13,11 +14,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use agent_ebpf::record;
-
 use crate::calendar::Utc;
 use crate::capture::{self, Capture, Meta};
-use crate::guard::{Decision, Limit, Probe, Step};
+use crate::guard::{Limit, Probe, Step};
 use crate::hazards;
 use crate::preflight::{self, Kernel};
 use crate::probe::{syscalls as syscall_probe, tcp as tcp_probe};
@@ -26,12 +25,10 @@ use crate::profile::{Accounting, Facts, Profile};
 use crate::session::target::Targets;
 use crate::session::{Attached, Error, Needs};
 use crate::syscalls::{Report, SHOWN_ARGUMENTS};
+use crate::tcp::Connections;
 use crate::tcp::view::{self, Document};
-use cpu::Cpu;
-use guard::Watch;
+use probes::Probes;
 use rows::Budget;
-use syscalls::Syscalls;
-use tcp::Tcp;
 
 /// Shortest time at the end of a run that is kept as an interval of its own.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -71,11 +68,6 @@ impl Options {
         !(self.syscalls.stacks && kernel.has(&hazards::LRU_IN_NMI))
     }
 
-    /// Begins the guard of a run with all probes.
-    fn watch(&self, session: &mut Attached) -> Result<Watch, Error> {
-        Watch::begin(session, self.limit, &Probe::ALL, self.frequency, false)
-    }
-
     /// What the session must provide: what each of the probes needs.
     ///
     /// # Errors
@@ -92,11 +84,8 @@ impl Options {
 
 /// All probes.
 pub struct Recorder {
-    cpu: Cpu,
-    tcp: Tcp,
-    syscalls: Syscalls,
+    probes: Probes,
     usage: Usage,
-    guard: Watch,
     connections: Vec<Document>,
     reports: Vec<Report>,
     budget: Budget,
@@ -125,23 +114,12 @@ impl Recorder {
         options: &Options,
         first: view::Target,
     ) -> Result<Self, Error> {
-        let mut syscalls = Syscalls::attach(session, &options.syscalls)?;
-        session.tables_ready().await;
-        // What comes between a probe and the clock is counted too: the busiest probe comes late.
-        let mut tcp = Tcp::attach(session, first)?;
-        let cycles = options.may_count_cycles(session.kernel());
-        let cpu = Cpu::attach(session, options.frequency, cycles)?;
-        let guard = options.watch(session)?;
-        syscalls.begin_at(process::monotonic_ns());
-        tcp.begin_at(cpu.begin());
+        let probes = Probes::attach(session, options, first, Connections::default()).await?;
         let mut usage = Usage::default();
         usage.look(processes(session));
         Ok(Self {
-            cpu,
-            tcp,
-            syscalls,
+            probes,
             usage,
-            guard,
             connections: Vec::new(),
             reports: Vec::new(),
             budget: Budget::default(),
@@ -153,17 +131,17 @@ impl Recorder {
 
     /// When the run began.
     pub fn begin(&self) -> Instant {
-        self.cpu.begin()
+        self.probes.begin()
     }
 
     /// The sampling clock.
     pub fn clock(&self) -> crate::probe::cpu::Clock {
-        self.cpu.clock()
+        self.probes.cpu.clock()
     }
 
     /// The hooks that the connections are seen by.
     pub fn probe(&self) -> &tcp_probe::Probe {
-        &self.tcp.probe
+        &self.probes.tcp.probe
     }
 
     /// How long the run was, once it is finished.
@@ -173,15 +151,12 @@ impl Recorder {
 
     /// Samples of the targets so far.
     pub fn samples(&self) -> u64 {
-        self.cpu.samples()
+        self.probes.cpu.samples()
     }
 
     /// Takes in one record of the ring buffer: each goes to its own probe.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
-        let Self {
-            cpu, tcp, syscalls, ..
-        } = self;
-        hand_out(bytes, targets, cpu, tcp, syscalls);
+        self.probes.take(bytes, targets);
     }
 
     /// To be called several times a second: keeps an interval that is over.
@@ -203,19 +178,12 @@ impl Recorder {
     /// # Errors
     /// When a probe could not be taken away.
     pub fn watch(&mut self, session: &mut Attached) -> Result<Option<Step>, Error> {
-        let Some(decision) = self.guard.tick(session) else {
-            return Ok(None);
-        };
-        let Self {
-            cpu, tcp, syscalls, ..
-        } = self;
-        act(decision, session, cpu, tcp, syscalls)?;
-        Ok(self.guard.last_step())
+        self.probes.watch(session)
     }
 
     /// Whether the guard has taken all probes away.
     pub fn has_ended(&self) -> bool {
-        self.guard.has_ended()
+        self.probes.guard.has_ended()
     }
 
     fn interval(&mut self, session: &mut Attached) -> Result<(), Error> {
@@ -224,19 +192,19 @@ impl Recorder {
             self.usage.look(processes(session));
         }
         // An interval in which a probe was not attached would look like one without events.
-        if self.guard.is_attached(Probe::Tcp) {
-            self.tcp.look(session)?;
+        if self.probes.guard.is_attached(Probe::Tcp) {
+            self.probes.tcp.look(session)?;
             session.drain(&mut |bytes, targets| self.take(bytes, targets));
             let budget = &mut self.budget;
-            let mut document = self.tcp.interval(session, |connections, span, now| {
+            let mut document = self.probes.tcp.interval(session, |connections, span, now| {
                 budget.list(connections, span, now)
             });
-            self.tcp.end_interval();
+            self.probes.tcp.end_interval();
             self.budget.cut_document(&mut document);
             self.connections.push(document);
         }
-        if self.guard.is_attached(Probe::Syscalls) {
-            let mut report = self.syscalls.report(session, false);
+        if self.probes.guard.is_attached(Probe::Syscalls) {
+            let mut report = self.probes.syscalls.report(session, false);
             self.budget.cut_report(&mut report);
             self.reports.push(report);
         }
@@ -249,20 +217,18 @@ impl Recorder {
     /// When the kernel's iterator cannot be run.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.usage.look(processes(session));
-        self.cpu.detach(session)?;
-        self.duration = self.begin().elapsed();
-        self.tcp.detach(session)?;
-        self.syscalls.detach(session)?;
+        self.duration = self.probes.detach(session)?;
         if self.duration >= self.kept + SHORTEST {
             self.interval(session)?;
         }
         session.drain(&mut |bytes, targets| self.take(bytes, targets));
-        let document = self.tcp.last(session, rows::all)?;
+        let document = self.probes.tcp.last(session, rows::all)?;
         session
             .finish(&mut |bytes, targets| self.take(bytes, targets))
             .await;
         self.connections.push(document);
-        self.reports.push(self.syscalls.report(session, true));
+        self.reports
+            .push(self.probes.syscalls.report(session, true));
         Ok(())
     }
 
@@ -270,10 +236,10 @@ impl Recorder {
     /// and program.
     pub fn capture(self, session: &Attached, facts: Facts, target: capture::Target) -> Capture {
         let facts = Facts {
-            guard: self.guard.report().cloned(),
+            guard: self.probes.guard.report().cloned(),
             ..facts
         };
-        let profile = self.cpu.profile(session, facts);
+        let profile = self.probes.cpu.profile(session, facts);
         let mut capture = Capture {
             meta: Meta::default(),
             profile,
@@ -285,39 +251,8 @@ impl Recorder {
             used_seconds: self.usage.used_seconds(),
             waited_seconds: self.usage.waited_seconds(),
         };
-        capture.meta = meta(&capture, target, cpu, &self.tcp.probe);
+        capture.meta = meta(&capture, target, cpu, &self.probes.tcp.probe);
         capture
-    }
-}
-
-/// Gives a record of the ring buffer to the probe that it is of.
-fn hand_out(
-    bytes: &[u8],
-    targets: &Targets,
-    cpu: &mut Cpu,
-    tcp: &mut Tcp,
-    syscalls: &mut Syscalls,
-) {
-    match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
-        Some(record::TCP | record::TCP_REQUESTS) => tcp.take(bytes, targets),
-        Some(record::SYSCALL | record::SYSCALL_STACK) => syscalls.take(bytes, targets),
-        _ => cpu.take(bytes, targets),
-    }
-}
-
-/// Does what the guard has decided.
-fn act(
-    decision: Decision,
-    session: &mut Attached,
-    cpu: &mut Cpu,
-    tcp: &mut Tcp,
-    syscalls: &mut Syscalls,
-) -> Result<(), Error> {
-    match decision {
-        Decision::Slow(doublings) => cpu.slow(session, doublings),
-        Decision::Detach(Probe::Profile) => cpu.detach(session).map(drop),
-        Decision::Detach(Probe::Tcp) => tcp.detach(session),
-        Decision::Detach(Probe::Syscalls) => syscalls.detach(session),
     }
 }
 

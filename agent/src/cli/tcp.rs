@@ -44,7 +44,11 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     let loaded = Loaded::load(kernel, &probe::needs())?;
     let processes = std::mem::take(&mut subjects.processes);
     let mut session = loaded.follow(processes, spec.target.follow())?;
-    let tcp = Tcp::attach(&mut session, view::Target::new(pid, comm))?;
+    let tcp = Tcp::attach(
+        &mut session,
+        view::Target::new(pid, comm),
+        Connections::default(),
+    )?;
     let mut guard = Watch::begin(&mut session, spec.limit, &[Watched::Tcp], 0, false)?;
     show.say_hooks(&tcp.probe);
     let privileges = Privileges::of(

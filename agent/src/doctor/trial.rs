@@ -13,6 +13,7 @@ use crate::recorder::syscalls::Syscalls;
 use crate::recorder::tcp::Tcp;
 use crate::recorder::{Options, Recorder};
 use crate::session::{self, Attached, Follow, Loaded, Needs};
+use crate::tcp::Connections;
 use crate::tcp::view::Target;
 
 use super::{Finding, State};
@@ -112,7 +113,7 @@ fn profile(facts: &Facts) -> Result<Seen, session::Error> {
 fn tcp() -> Result<Seen, session::Error> {
     let kernel = Kernel::probe_with(&tcp_probe::fields())?;
     let mut session = session(kernel, &tcp_probe::needs())?;
-    let tcp = Tcp::attach(&mut session, own_target())?;
+    let tcp = Tcp::attach(&mut session, own_target(), Connections::default())?;
     Ok(hooks(&tcp.probe))
 }
 

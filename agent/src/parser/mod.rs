@@ -309,22 +309,13 @@ impl Parser {
         budget: &Budget,
         details: bool,
     ) -> Result<Named, Failure> {
-        let (details_left, left) = budget.left();
-        let request = NamesRequest {
-            details_ms: if details { millis(details_left) } else { 0 },
-            total_ms: millis(left),
-            addresses: addresses.to_vec(),
-        };
-        let _room = ROOM.read().unwrap_or_else(PoisonError::into_inner);
-        let given_up = || budget.is_given_up();
-        let limit = limit_of_names(&given_up, left);
-        let question = (Kind::WantNames, &written(&request));
         let shares = Cell::new(regular::is_of_the_system(file));
         let debug = Watched {
             files: debug,
             shares: &shares,
         };
-        self.ask(&limit, question, (file, &shares), |channel| {
+        let question = (Kind::WantNames, addresses, details);
+        self.ask_names(budget, question, (file, &shares), |channel| {
             answers::names(channel, name, &debug, addresses)
         })
     }
@@ -339,21 +330,32 @@ impl Parser {
         if self.is_missing() {
             return symbolize::perf_map(file, addresses, budget);
         }
-        let (_, left) = budget.left();
+        let shares = Cell::new(false);
+        let question = (Kind::WantJitNames, addresses, false);
+        let named = self.ask_names(budget, question, (file, &shares), |channel| {
+            answers::jit_names(channel, addresses)
+        });
+        named.unwrap_or_else(|failure| unnamed(addresses, JIT_MODULE, failure.reason()))
+    }
+
+    /// Asks a child for the names of addresses, with `details` or without, in the time that is left.
+    fn ask_names<T>(
+        &mut self,
+        budget: &Budget,
+        (kind, addresses, details): (Kind, &[u64], bool),
+        file: (&File, &Cell<bool>),
+        answer: impl FnOnce(&Channel<'_>) -> Result<T, Lost>,
+    ) -> Result<T, Failure> {
+        let (details_left, left) = budget.left();
         let request = NamesRequest {
-            details_ms: 0,
+            details_ms: if details { millis(details_left) } else { 0 },
             total_ms: millis(left),
             addresses: addresses.to_vec(),
         };
         let _room = ROOM.read().unwrap_or_else(PoisonError::into_inner);
         let given_up = || budget.is_given_up();
         let limit = limit_of_names(&given_up, left);
-        let question = (Kind::WantJitNames, &written(&request));
-        let shares = Cell::new(false);
-        let named = self.ask(&limit, question, (file, &shares), |channel| {
-            answers::jit_names(channel, addresses)
-        });
-        named.unwrap_or_else(|failure| unnamed(addresses, JIT_MODULE, failure.reason()))
+        self.ask(&limit, (kind, &written(&request)), file, answer)
     }
 
     /// Asks a child about a file, and ends it unless it `shares` this child with the next.

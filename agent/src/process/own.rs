@@ -145,13 +145,23 @@ fn bpf_field(text: &str, field: &str) -> Option<u64> {
 
 /// Now, in nanoseconds of the monotonic clock, which is also that of the kernel programs.
 pub fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// CPU time of the calling thread so far, in nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// A clock of clock_gettime(2), in nanoseconds.
+fn clock(id: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the structure is ours; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    // SAFETY: the structure is ours; both clocks that are asked for always exist.
+    unsafe { libc::clock_gettime(id, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// What a look at the monotonic clock takes, in nanoseconds; the kernel's own looks take as long.
@@ -166,17 +176,6 @@ pub fn clock_ns() -> u64 {
     };
     // What is longer was interrupted.
     (0..10).map(|_| batch()).min().unwrap_or(0)
-}
-
-/// CPU time of the calling thread so far, in nanoseconds.
-pub fn thread_cpu_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the structure is ours; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Gives an open file that has no name (`O_TMPFILE`) this one, which must be free.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use agent_ebpf::Counter;
 
-use super::cpu::{Cpu, facts};
-use super::syscalls::Syscalls;
-use super::tcp::{Listing, Tcp};
-use super::{Options, Watch, act, hand_out, losses, meta};
+use super::cpu::facts;
+use super::probes::Probes;
+use super::tcp::Listing;
+use super::{Options, losses, meta};
 use crate::capture::{self, Capture, Meta};
 use crate::guard::Step;
 use crate::naming::live::LiveNames;
@@ -31,10 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A run under way, or one whose targets have ended.
 pub struct Live {
-    guard: Watch,
-    cpu: Cpu,
-    tcp: Tcp,
-    syscalls: Syscalls,
+    probes: Probes,
     sent: Sent,
     window: Window,
     names: LiveNames,
@@ -68,20 +65,10 @@ impl Live {
         target: capture::Target,
     ) -> Result<Self, Error> {
         let sent = Sent::of(session)?;
-        let mut tcp = Tcp::attach_endless(session, first)?;
-        let mut syscalls = Syscalls::attach(session, &options.syscalls)?;
-        session.tables_ready().await;
-        let cycles = options.may_count_cycles(session.kernel());
-        let cpu = Cpu::attach(session, options.frequency, cycles)?;
-        let guard = options.watch(session)?;
-        syscalls.begin_at(process::monotonic_ns());
-        tcp.begin_at(cpu.begin());
+        let probes = Probes::attach(session, options, first, Connections::endless()).await?;
         Ok(Self {
-            second: cpu.begin(),
-            guard,
-            cpu,
-            tcp,
-            syscalls,
+            second: probes.begin(),
+            probes,
             sent,
             window: Window::new(MAX_WINDOW),
             names: LiveNames::default(),
@@ -103,10 +90,7 @@ impl Live {
 
     /// Takes in one record of the ring buffer.
     pub fn take(&mut self, bytes: &[u8], targets: &Targets) {
-        let Self {
-            cpu, tcp, syscalls, ..
-        } = self;
-        hand_out(bytes, targets, cpu, tcp, syscalls);
+        self.probes.take(bytes, targets);
     }
 
     /// As [`super::Recorder::watch`].
@@ -114,14 +98,7 @@ impl Live {
     /// # Errors
     /// When a probe could not be taken away.
     pub fn watch(&mut self, session: &mut Attached) -> Result<Option<Step>, Error> {
-        let Some(decision) = self.guard.tick(session) else {
-            return Ok(None);
-        };
-        let Self {
-            cpu, tcp, syscalls, ..
-        } = self;
-        act(decision, session, cpu, tcp, syscalls)?;
-        Ok(self.guard.last_step())
+        self.probes.watch(session)
     }
 
     /// Ends the second if it is over; to be called several times in each.
@@ -132,7 +109,7 @@ impl Live {
         if self.second.elapsed() < SECOND {
             return Ok(());
         }
-        self.tcp.look(session)?;
+        self.probes.tcp.look(session)?;
         session.drain(&mut |bytes, targets| self.take(bytes, targets));
         self.turn(session);
         Ok(())
@@ -142,9 +119,9 @@ impl Live {
     fn turn(&mut self, session: &Attached) {
         let length = self.second.elapsed().as_secs_f64();
         self.second = Instant::now();
-        self.tcp.pass_interval(session);
-        self.totals_of_remotes = self.tcp.totals();
-        let gone = self.window.turn(self.cpu.samples_mut(), length);
+        self.probes.tcp.pass_interval(session);
+        self.totals_of_remotes = self.probes.tcp.totals();
+        let gone = self.window.turn(self.probes.cpu.samples_mut(), length);
         self.sent.forget(&gone);
         self.report = None;
         if self.recent.is_due(self.elapsed().as_secs_f64()) {
@@ -161,14 +138,11 @@ impl Live {
     /// # Errors
     /// When the kernel's iterator cannot be run.
     pub async fn end(&mut self, session: &mut Attached, why: &'static str) -> Result<(), Error> {
-        self.cpu.detach(session)?;
-        let length = self.cpu.begin().elapsed();
-        self.syscalls.detach(session)?;
-        self.tcp.detach(session)?;
+        let length = self.probes.detach(session)?;
         session
             .finish(&mut |bytes, targets| self.take(bytes, targets))
             .await;
-        self.tcp.last_look(session)?;
+        self.probes.tcp.last_look(session)?;
         self.turn(session);
         self.ended = Some((why, length));
         Ok(())
@@ -177,14 +151,14 @@ impl Live {
     fn elapsed(&self) -> Duration {
         match self.ended {
             Some((_, elapsed)) => elapsed,
-            None => self.cpu.begin().elapsed(),
+            None => self.probes.begin().elapsed(),
         }
     }
 
     fn facts(&self, session: &Attached) -> Facts {
         let ended = self.ended.map_or("running", |(why, _)| why);
         Facts {
-            guard: self.guard.report().cloned(),
+            guard: self.probes.guard.report().cloned(),
             ..facts(session, self.started, self.elapsed(), ended)
         }
     }
@@ -194,7 +168,7 @@ impl Live {
         if let Some(report) = &self.report {
             return report.clone();
         }
-        let report = self.syscalls.report(session, false);
+        let report = self.probes.syscalls.report(session, false);
         self.totals.take(&report.errors);
         self.report = Some(report.clone());
         report
@@ -206,12 +180,13 @@ impl Live {
         let (counts, window_s) = self.window.last(seconds);
         let (mut profile, pending_names) =
             self.names
-                .profile(counts, self.cpu.samples_mut(), session.targets());
-        self.cpu
+                .profile(counts, self.probes.cpu.samples_mut(), session.targets());
+        self.probes
+            .cpu
             .describe(&mut profile, session, self.facts(session));
         let report = self.report(session);
         let (syscalls, syscalls_s) = self.recent.of(&report, f64::from(seconds), SHOWN_ARGUMENTS);
-        let connections = self.tcp.recent(session, seconds, list);
+        let connections = self.probes.tcp.recent(session, seconds, list);
         View {
             window_s,
             losses: losses(
@@ -245,9 +220,10 @@ impl Live {
     pub fn metrics(&mut self, session: &Attached) -> String {
         let report = self.report(session);
         let mut profile = Profile::default();
-        self.cpu
+        self.probes
+            .cpu
             .describe(&mut profile, session, self.facts(session));
-        let tcp = self.tcp.losses(session);
+        let tcp = self.probes.tcp.losses(session);
         metrics::render(&Metrics {
             version: &profile.facts.agent_version,
             kernel: &profile.facts.kernel,
@@ -285,7 +261,7 @@ impl Live {
                 ..view.syscalls
             }],
         };
-        capture.meta = meta(&capture, self.target.clone(), cpu, &self.tcp.probe);
+        capture.meta = meta(&capture, self.target.clone(), cpu, &self.probes.tcp.probe);
         capture
     }
 }

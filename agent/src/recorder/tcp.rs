@@ -49,23 +49,12 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Attaches the hooks and looks at the connections that there are. `target` is the first process.
+    /// Attaches the hooks and looks at the connections that there are. `target` is the first process;
+    /// `connections`: none yet.
     ///
     /// # Errors
     /// When the kernel has no hook of a kind that cannot be done without.
-    pub fn attach(session: &mut Attached, target: Target) -> Result<Self, Error> {
-        Self::attach_to(session, target, Connections::default())
-    }
-
-    /// As [`Tcp::attach`], for a run without an end ([`Connections::endless`]).
-    ///
-    /// # Errors
-    /// As [`Tcp::attach`].
-    pub fn attach_endless(session: &mut Attached, target: Target) -> Result<Self, Error> {
-        Self::attach_to(session, target, Connections::endless())
-    }
-
-    fn attach_to(
+    pub fn attach(
         session: &mut Attached,
         target: Target,
         mut connections: Connections,
