@@ -286,6 +286,8 @@ fn a_recording_loses_the_costliest_probe_only() {
             "6s",
             "-o",
             "incident.zip",
+            "--max-overhead",
+            "3%",
         ])
         .run();
     assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
