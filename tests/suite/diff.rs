@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::harness::{Agent, Target, agent_binary, alone, host_only, in_vm};
 use crate::outputs::titles;
+use crate::tcp::free_port;
 
 /// Captures `regress` with this share of its suspect into a file of the directory.
 fn capture(directory: &Path, name: &str, units: &str) -> PathBuf {
@@ -79,6 +80,75 @@ fn a_regression_comes_first_and_its_absence_is_seen() {
         alarms.len() <= 1,
         "differences of the same program: {alarms:?}"
     );
+}
+
+/// Records a client whose server takes so long for an answer, and another process, into a bundle.
+fn bundle(directory: &Path, name: &str, port: &str, wait_us: &str, beside: &Target) -> PathBuf {
+    let _server = Target::spawn("tcp_server", &[port, wait_us, "64", "64"]);
+    let client = Target::spawn("tcp_client", &["127.0.0.1", port, "1000000", "64", "64"]);
+    let file = directory.join(name);
+    let finished = Agent::subcommand("record", &[], &agent_binary())
+        .args(["--pid", &client.pid().to_string()])
+        .args(["--pid", &beside.pid().to_string()])
+        .args(["--duration", "3s", "-o"])
+        .args([&file])
+        .run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    file
+}
+
+#[test]
+fn bundles_say_which_peer_grew_slow_and_which_calls_began_to_fail() {
+    if host_only("an emulated machine has waits of its own") {
+        return;
+    }
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port().to_string();
+    let remote = format!("127.0.0.1:{port}");
+    let idle = Target::spawn("idle", &[]);
+    let before = bundle(directory.path(), "before.zip", &port, "1000", &idle);
+    let flood = Target::spawn("sys_flood", &["1000000000"]);
+    let after = bundle(directory.path(), "after.zip", &port, "20000", &flood);
+
+    let json = compared(&before, &after);
+    let peers = json["connections"].as_array().unwrap();
+    let [peer] = &peers[..] else {
+        panic!("{peers:?}");
+    };
+    assert_eq!(
+        (peer["remote"].as_str(), peer["role"].as_str()),
+        (Some(&*remote), Some("client"))
+    );
+    for (side, wait) in [("before", 1000.0), ("after", 20_000.0)] {
+        let p50 = peer[side]["p50_us"].as_f64().unwrap();
+        assert!(
+            (wait..wait * 1.5 + 500.0).contains(&p50),
+            "{side}: {p50} us"
+        );
+        let rate = peer[side]["requests_per_second"].as_f64().unwrap();
+        assert!(
+            (rate * p50 / 1e6 - 1.0).abs() < 0.3,
+            "{side}: {rate} a second"
+        );
+    }
+    let failing = json["failing_calls"].as_array().unwrap();
+    for call in ["openat: ENOENT", "close: EBADF"] {
+        let row = failing.iter().find(|row| row["call"] == call);
+        let row = row.unwrap_or_else(|| panic!("no {call} in {failing:?}"));
+        assert_eq!(row["before_per_second"], 0.0);
+        assert!(row["after_per_second"].as_f64().unwrap() > 1000.0, "{row}");
+    }
+
+    let finished = diff(&before, &after)
+        .args(["-o", "d.md", "-o", "d.html"])
+        .run();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    for text in [finished.text("d.md"), finished.text("d.html")] {
+        for word in [&*remote, "openat: ENOENT"] {
+            assert!(text.contains(word), "no {word} in {text}");
+        }
+    }
 }
 
 #[test]
