@@ -347,5 +347,6 @@ fn write(
             layout.push(end - first, NONE)?;
         }
     }
+    layout.finish_rows()?;
     Ok(layout)
 }

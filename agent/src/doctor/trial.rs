@@ -78,8 +78,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 async fn attempt(probe: Probe, facts: &Facts) -> Result<Seen, session::Error> {
     match probe {
         Probe::Profile => profile(facts),
-        // Looked at by the checks.
-        Probe::KernelNames => Ok(("/proc/kallsyms shows addresses".to_owned(), Vec::new())),
+        Probe::KernelNames => {
+            let shown = look(facts, probe).is_empty();
+            let seen = if shown { "shows" } else { "hides" };
+            Ok((format!("/proc/kallsyms {seen} addresses"), Vec::new()))
+        }
         Probe::Tcp => tcp(),
         Probe::Syscalls => syscalls(false),
         Probe::SyscallsLatency => syscalls(true),

@@ -154,11 +154,17 @@ impl Layout {
         self.written += 1;
     }
 
-    /// The finished blocks and where their parts lie.
-    pub(super) fn finish(mut self) -> Result<(Vec<Block>, Module), Error> {
+    /// Writes the rows that are left: no more can be pushed.
+    pub(super) fn finish_rows(&mut self) -> Result<(), Error> {
         while self.bucket < self.buckets {
             self.finish_bucket()?;
         }
+        Ok(())
+    }
+
+    /// The finished blocks and where their parts lie.
+    pub(super) fn finish(mut self) -> Result<(Vec<Block>, Module), Error> {
+        self.finish_rows()?;
         let module = Module {
             base: self.base,
             buckets: self.buckets,
