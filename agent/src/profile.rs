@@ -216,6 +216,14 @@ impl Facts {
     pub fn by_cycles(&self) -> bool {
         self.event == "cycles"
     }
+
+    /// Nanoseconds of CPU time that a sample stands for: `None` by cycles, and for events that were
+    /// all counted.
+    pub fn period_ns(&self) -> Option<u64> {
+        (!self.by_cycles())
+            .then(|| 1_000_000_000_u64.checked_div(self.frequency))
+            .flatten()
+    }
 }
 
 /// A process that was in scope.

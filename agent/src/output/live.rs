@@ -56,7 +56,8 @@ pub struct Totals {
 struct Data<'a> {
     window_s: f64,
     elapsed_s: f64,
-    frequency: u64,
+    /// Where a sample stands for a fixed CPU time: one second's.
+    frequency: Option<u64>,
     ended: Option<&'a str>,
     processes: usize,
     samples: u64,
@@ -148,7 +149,7 @@ pub fn json(view: &View) -> Result<Vec<u8>, serde_json::Error> {
     escape::json(&Data {
         window_s: view.window_s,
         elapsed_s: profile.facts.duration_seconds,
-        frequency: profile.facts.frequency,
+        frequency: (profile.facts.period_ns()).map(|_| profile.facts.frequency),
         ended: view.ended.as_deref(),
         processes: profile.facts.targets.len(),
         samples: profile.samples(),

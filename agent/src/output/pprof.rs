@@ -2,7 +2,8 @@
 //!
 //! - A sample is a stack of one thread, leaf first, with its count and, at the nominal period of
 //!   the clock, its CPU time. Labels: `process`, `thread`, `pid`, `tid`, `end` (why the user part of
-//!   the stack ended). Events that were all counted have no period, and no CPU time.
+//!   the stack ended). Events that were all counted, and samples by cycles, have no period, and
+//!   no CPU time.
 //! - A location is an address with the functions inlined there as its lines, innermost first. An
 //!   address is an ELF virtual address of its mapping's file; the kernel's are 0, since they would
 //!   give away where it was loaded.
@@ -30,13 +31,6 @@ pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     gzip.write_all(&Writer::new(profile).write().into_bytes())?;
     gzip.finish()
-}
-
-/// Nanoseconds of CPU time that a sample stands for; 0 where nothing was sampled.
-fn period(profile: &Profile) -> u64 {
-    1_000_000_000_u64
-        .checked_div(profile.facts.frequency)
-        .unwrap_or(0)
 }
 
 /// A message under way, and the tables that its parts refer to.
@@ -123,12 +117,14 @@ impl<'a> Writer<'a> {
             return;
         }
         let samples = self.value_type("samples", "count");
-        let cpu = self.value_type("cpu", "nanoseconds");
-        self.message
-            .message(1, &samples)
-            .message(1, &cpu)
-            .message(11, &cpu)
-            .integer(12, period(self.profile));
+        self.message.message(1, &samples);
+        if let Some(period) = self.profile.facts.period_ns() {
+            let cpu = self.value_type("cpu", "nanoseconds");
+            self.message
+                .message(1, &cpu)
+                .message(11, &cpu)
+                .integer(12, period);
+        }
     }
 
     fn sample(&mut self, stack: &Stack) {
@@ -146,11 +142,9 @@ impl<'a> Writer<'a> {
 
         let mut sample = Message::default();
         sample.integers(1, locations);
-        let period = period(self.profile);
-        match text::is_counted(self.profile) {
-            true => sample.integers(2, [stack.count]),
-            false => sample.integers(2, [stack.count, stack.count.saturating_mul(period)]),
-        };
+        let cpu = self.profile.facts.period_ns();
+        let cpu = cpu.map(|period| stack.count.saturating_mul(period));
+        sample.integers(2, [stack.count].into_iter().chain(cpu));
         let texts = [
             ("process", stack.comm.as_str()),
             ("thread", stack.thread.as_str()),
@@ -458,6 +452,16 @@ mod tests {
         profile.facts.event = "failed system calls".to_owned();
         let bytes = message(&profile);
         assert!(strings(&bytes).contains(&"failed_system_calls".to_owned()));
+        assert_eq!((all(&bytes, 1).len(), integer(&bytes, 12)), (1, 0));
+        assert_eq!(samples(&bytes)[0].1, [60]);
+    }
+
+    #[test]
+    fn samples_by_cycles_have_no_cpu_time() {
+        let mut profile = fixture::profile();
+        profile.facts.event = "cycles".to_owned();
+        let bytes = message(&profile);
+        assert!(!strings(&bytes).contains(&"nanoseconds".to_owned()));
         assert_eq!((all(&bytes, 1).len(), integer(&bytes, 12)), (1, 0));
         assert_eq!(samples(&bytes)[0].1, [60]);
     }

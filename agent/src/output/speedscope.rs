@@ -1,7 +1,7 @@
 //! speedscope's own format: a sampled profile for each thread, over shared frames.
 //!
 //! The weights are CPU time, in nanoseconds, at the nominal period of the clock; those of events that were
-//! all counted are counts. A sample is a distinct stack, not a moment: their order is none of time. A
+//! all counted, and of samples by cycles, are counts. A sample is a distinct stack, not a moment: their order is none of time. A
 //! frame is a function, named as in folded stacks; that of a cut stack's root is `[truncated: reason]`.
 //!
 //! Source: `src/lib/file-format-spec.ts` of github.com/jlfwong/speedscope, and the JSON schema made from it.
@@ -72,7 +72,7 @@ fn functions<'a>(profile: &'a Profile, stack: &Stack) -> Vec<Function<'a>> {
 
 /// The profile as one JSON document.
 pub(super) fn render(profile: &Profile) -> io::Result<Vec<u8>> {
-    let (unit, period) = match 1_000_000_000_u64.checked_div(profile.facts.frequency) {
+    let (unit, period) = match profile.facts.period_ns() {
         Some(period) => ("nanoseconds", period),
         None => ("none", 1),
     };

@@ -88,7 +88,7 @@ function tile(name, hint) {
 }
 
 const tiles = {
-  cpu: tile('CPU of the target', 'samples of the target, as CPUs'),
+  cpu: tile('CPU of the target', 'samples of the target; as CPUs where the clock tells it'),
   requests: tile('Requests', 'requests of all connections, per second'),
   errors: tile('TCP errors', 'resets and failed connects in the window'),
   failures: tile('Failing calls', 'system calls that failed and should not, per second'),
@@ -97,9 +97,11 @@ const tiles = {
 
 function showTiles(data) {
   const { totals, frequency, remotes, failures, lost } = data;
-  const cpus = data.samples / (frequency * data.window_s) || 0;
+  // Samples by hardware cycles tell no CPU time.
+  const perSecond = data.samples / data.window_s || 0;
+  const [busy, unit] = frequency ? [(perSecond / frequency).toFixed(2), 'CPUs'] : [rate(perSecond), 'samples per s'];
   const complete = data.complete === null ? '' : `, ${data.complete.toFixed(1)} % complete`;
-  tiles.cpu.set(cpus.toFixed(2), 'CPUs', `${count(data.samples)} samples${complete}`);
+  tiles.cpu.set(busy, unit, `${count(data.samples)} samples${complete}`);
   const slowest = remotes.rows.reduce((worst, row) => ((row.latency_us?.p99 ?? -1) > (worst?.latency_us?.p99 ?? -1) ? row : worst), null);
   const p99 = slowest?.latency_us ? `slowest p99 ${time(slowest.latency_us.p99)} (${slowest.remote})` : 'none timed';
   tiles.requests.set(rate(data.rate), 'per s', p99);
@@ -116,7 +118,7 @@ function showTiles(data) {
   const seconds = before && data.elapsed_s - before.elapsed_s;
   if (seconds > 0.1) {
     const growth = (key) => (totals[key] - before.totals[key]) / seconds;
-    tiles.cpu.add(growth('samples') / frequency);
+    tiles.cpu.add(growth('samples') / (frequency || 1));
     tiles.requests.add(growth('requests'));
     tiles.failures.add(growth('failures'));
     tiles.errors.add(errors);
