@@ -32,7 +32,7 @@ const SAME_ON_EVERY_KERNEL: [&str; 6] = [
 ];
 
 /// Modules that pass there (`cargo xtask vm -- parser::`) but take long under emulation.
-const ON_THE_HOST_ONLY: [&str; 2] = ["hostile::", "parser::"];
+const ON_THE_HOST_ONLY: [&str; 3] = ["hostile::", "parser::", "privileges::"];
 
 /// One for each CPU, two at least.
 fn default_jobs() -> u8 {
