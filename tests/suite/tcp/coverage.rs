@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{ATTACHED, agent, connections, documents, last, port_of, server};
+use super::{
+    ATTACHED, agent, assert_requests, connections, documents, last, port_of, requests, server,
+};
 use crate::harness::{
     Finished, LIFE, Running, Target, alone, eventually, in_vm, patience, program,
 };
@@ -237,11 +239,8 @@ fn ten_thousand_connections_take_little_memory() {
     let document = last(&finished);
     assert_eq!(connections(&document).len() as u64, count);
     for row in connections(&document) {
-        assert_eq!(
-            (&row["requests"], &row["role"]),
-            (&(3 * rounds).into(), &"server".into()),
-            "{row}"
-        );
+        assert_requests(&document, requests(row), 3 * rounds);
+        assert_eq!(row["role"], "server", "{row}");
     }
     println!("{count} connections: {peak} KiB at most");
     assert!(peak <= 64 << 10, "{peak} KiB");

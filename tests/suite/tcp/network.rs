@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{client, measured, number, only, server};
+use super::{assert_requests, client, measured, number, only, requests, server};
 use crate::harness::{Target, alone, in_vm};
 
 /// Starts a server that takes `wait`, and a client of it, in a new network namespace whose loopback
@@ -50,10 +50,8 @@ fn a_delay_of_the_network_is_the_peers_and_not_the_services() {
         let (document, times) = measured(&server, &client);
         let ours = only(&document, client.pid(), "client");
         let theirs = only(&document, server.pid(), "server");
-        assert_eq!(
-            (&ours["requests"], &theirs["requests"]),
-            (&40.into(), &40.into())
-        );
+        assert_requests(&document, requests(ours), 40);
+        assert_requests(&document, requests(theirs), 40);
         let truth = times[0] / 1000.0;
         found.push((median(ours, "peer"), median(theirs, "service"), truth));
     }
@@ -103,8 +101,6 @@ fn what_the_network_loses_is_counted_as_retransmitted() {
     }
     assert!(number(&theirs["retransmits"]) > 0.0, "{theirs}");
     assert_eq!(theirs["bytes_sent"], 40 * 200_000, "{theirs}");
-    assert_eq!(
-        (&ours["requests"], &theirs["requests"]),
-        (&40.into(), &40.into())
-    );
+    assert_requests(&document, requests(ours), 40);
+    assert_requests(&document, requests(theirs), 40);
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    ATTACHED, agent, client, connections, go_on, last, measured, number, numbers, only, server,
+    ATTACHED, agent, assert_requests, client, connections, go_on, last, measured, number, numbers,
+    only, requests, server,
 };
 use crate::harness::{Target, alone, in_vm};
 
@@ -17,7 +18,7 @@ fn latency_is_what_the_client_sees() {
         let client = client("127.0.0.1", &port, [count, 64, 1]);
         let (document, times) = measured(&server, &client);
         let ours = only(&document, client.pid(), "client");
-        assert_eq!(ours["requests"], count, "{ours}");
+        assert_requests(&document, requests(ours), count.into());
         // What the client itself takes between its clock and its calls is not the agent's to see.
         // An emulated one is interrupted there for milliseconds in many requests, but not in most.
         let (slack, compared) = if in_vm() { (1000.0, 1) } else { (50.0, 2) };
@@ -29,7 +30,7 @@ fn latency_is_what_the_client_sees() {
             );
         }
         let theirs = only(&document, server.pid(), "server");
-        assert_eq!(theirs["requests"], count, "{theirs}");
+        assert_requests(&document, requests(theirs), count.into());
         let service = number(&theirs["parts_us"]["service"]["p50"]);
         assert!(service >= wait_ms as f64 * 990.0, "{theirs}");
         assert!(
@@ -91,9 +92,10 @@ fn a_long_answer_counts_once() {
     let (server, port) = server(Duration::from_millis(2), 3_000_000, 30);
     let client = client("127.0.0.1", &port, [20, 3_000_000, 1]);
     let (document, _) = measured(&server, &client);
-    assert_eq!(only(&document, client.pid(), "client")["requests"], 20);
+    let ours = only(&document, client.pid(), "client");
+    assert_requests(&document, requests(ours), 20);
     let theirs = only(&document, server.pid(), "server");
-    assert_eq!(theirs["requests"], 20, "{theirs}");
+    assert_requests(&document, requests(theirs), 20);
     assert_eq!(theirs["bytes_sent"], 60_000_000, "{theirs}");
 }
 
