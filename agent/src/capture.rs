@@ -48,7 +48,7 @@ impl Capture {
         let facts = &self.profile.facts;
         let samples = self.profile.samples();
         if !facts.by_cycles() {
-            return (facts.frequency > 0).then(|| 1.0 / facts.frequency as f64);
+            return facts.samples_per_cpu_second().map(|hz| 1.0 / hz as f64);
         }
         let used = self.meta.cpu.used_seconds?;
         (samples > 0).then(|| used / samples as f64)

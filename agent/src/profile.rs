@@ -217,12 +217,14 @@ impl Facts {
         self.event == "cycles"
     }
 
-    /// Nanoseconds of CPU time that a sample stands for: `None` by cycles, and for events that were
-    /// all counted.
+    /// Samples of a second of CPU time: `None` by cycles, and for events that were all counted.
+    pub fn samples_per_cpu_second(&self) -> Option<u64> {
+        (self.frequency > 0 && !self.by_cycles()).then_some(self.frequency)
+    }
+
+    /// Nanoseconds of CPU time that a sample stands for, where it stands for any.
     pub fn period_ns(&self) -> Option<u64> {
-        (!self.by_cycles())
-            .then(|| 1_000_000_000_u64.checked_div(self.frequency))
-            .flatten()
+        1_000_000_000_u64.checked_div(self.samples_per_cpu_second()?)
     }
 }
 

@@ -12,13 +12,16 @@ use crate::tcp::free_port;
 /// Captures `regress` with this share of its suspect into a file of the directory.
 fn capture(directory: &Path, name: &str, units: &str) -> PathBuf {
     let target = Target::spawn("regress", &[units]);
-    let file = directory.join(name);
     let duration = if in_vm() { "10s" } else { "3s" };
-    let finished = Agent::profile()
+    let agent = Agent::profile()
         .args(["--pid", &target.pid().to_string(), "--duration", duration])
-        .args(["--frequency", "499", "-o"])
-        .args([&file])
-        .run();
+        .args(["--frequency", "499"]);
+    written(agent, directory.join(name))
+}
+
+/// Runs the agent to its end; the file has what it saw.
+fn written(agent: Agent, file: PathBuf) -> PathBuf {
+    let finished = agent.args(["-o"]).args([&file]).run();
     assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
     file
 }
@@ -86,15 +89,11 @@ fn a_regression_comes_first_and_its_absence_is_seen() {
 fn bundle(directory: &Path, name: &str, port: &str, wait_us: &str, beside: &Target) -> PathBuf {
     let _server = Target::spawn("tcp_server", &[port, wait_us, "64", "64"]);
     let client = Target::spawn("tcp_client", &["127.0.0.1", port, "1000000", "64", "64"]);
-    let file = directory.join(name);
-    let finished = Agent::subcommand("record", &[], &agent_binary())
+    let agent = Agent::subcommand("record", &[], &agent_binary())
         .args(["--pid", &client.pid().to_string()])
         .args(["--pid", &beside.pid().to_string()])
-        .args(["--duration", "3s", "-o"])
-        .args([&file])
-        .run();
-    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
-    file
+        .args(["--duration", "3s"]);
+    written(agent, directory.join(name))
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub async fn examine(probe: Probe, facts: &Facts) -> Finding {
     let mut problems = look(facts, probe);
     let (mut detail, mut error) = (String::new(), None);
     if State::of(&problems) != State::Blocked {
-        match attempt(probe, facts).await {
+        match attempt(probe, facts, &problems).await {
             Ok((seen, missing)) => {
                 detail = seen;
                 problems.extend(missing);
@@ -75,12 +75,20 @@ fn chain(error: &dyn std::error::Error) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-async fn attempt(probe: Probe, facts: &Facts) -> Result<Seen, session::Error> {
+/// Tries a probe that `problems` degrade at most.
+async fn attempt(
+    probe: Probe,
+    facts: &Facts,
+    problems: &[Problem],
+) -> Result<Seen, session::Error> {
     match probe {
         Probe::Profile => profile(facts),
         Probe::KernelNames => {
-            let shown = look(facts, probe).is_empty();
-            let seen = if shown { "shows" } else { "hides" };
+            let seen = if problems.is_empty() {
+                "shows"
+            } else {
+                "hides"
+            };
             Ok((format!("/proc/kallsyms {seen} addresses"), Vec::new()))
         }
         Probe::Tcp => tcp(),

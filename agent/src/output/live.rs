@@ -56,7 +56,7 @@ pub struct Totals {
 struct Data<'a> {
     window_s: f64,
     elapsed_s: f64,
-    /// Where a sample stands for a fixed CPU time: one second's.
+    /// See [`crate::profile::Facts::samples_per_cpu_second`].
     frequency: Option<u64>,
     ended: Option<&'a str>,
     processes: usize,
@@ -149,7 +149,7 @@ pub fn json(view: &View) -> Result<Vec<u8>, serde_json::Error> {
     escape::json(&Data {
         window_s: view.window_s,
         elapsed_s: profile.facts.duration_seconds,
-        frequency: (profile.facts.period_ns()).map(|_| profile.facts.frequency),
+        frequency: profile.facts.samples_per_cpu_second(),
         ended: view.ended.as_deref(),
         processes: profile.facts.targets.len(),
         samples: profile.samples(),

@@ -110,14 +110,12 @@ impl<'a> Writer<'a> {
 
     /// The types of the values, and the period.
     fn values(&mut self) {
-        if text::is_counted(self.profile) {
-            let events = self.profile.facts.event.replace(' ', "_");
-            let counted = self.value_type(&events, "count");
-            self.message.message(1, &counted);
-            return;
-        }
-        let samples = self.value_type("samples", "count");
-        self.message.message(1, &samples);
+        let counted = match text::is_counted(self.profile) {
+            true => self.profile.facts.event.replace(' ', "_"),
+            false => "samples".to_owned(),
+        };
+        let counted = self.value_type(&counted, "count");
+        self.message.message(1, &counted);
         if let Some(period) = self.profile.facts.period_ns() {
             let cpu = self.value_type("cpu", "nanoseconds");
             self.message

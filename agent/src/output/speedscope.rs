@@ -1,8 +1,9 @@
 //! speedscope's own format: a sampled profile for each thread, over shared frames.
 //!
 //! The weights are CPU time, in nanoseconds, at the nominal period of the clock; those of events that were
-//! all counted, and of samples by cycles, are counts. A sample is a distinct stack, not a moment: their order is none of time. A
-//! frame is a function, named as in folded stacks; that of a cut stack's root is `[truncated: reason]`.
+//! all counted, and of samples by cycles, are counts. A sample is a distinct stack, not a moment: their order
+//! is none of time. A frame is a function, named as in folded stacks; that of a cut stack's root is
+//! `[truncated: reason]`.
 //!
 //! Source: `src/lib/file-format-spec.ts` of github.com/jlfwong/speedscope, and the JSON schema made from it.
 

@@ -25,7 +25,8 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    /// Attaches all probes, the clock last: the run begins with it. `first` is the first process.
+    /// Attaches all probes, the clock last: the run begins with it. `first` is the first process;
+    /// `connections`: none yet.
     ///
     /// # Errors
     /// When the kernel refuses one.
