@@ -65,6 +65,22 @@ static inline void spin_until_told(void) {
         __asm__ volatile("pause");
 }
 
+/* From here on SIGCONT waits for `await_signal`, however early it comes: one that found a process
+ * on its way to stopping itself would be gone. */
+static inline sigset_t keep_signal(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGCONT);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    return set;
+}
+
+/* Waits for the signal that `keep_signal` keeps. */
+static inline void await_signal(const sigset_t *kept) {
+    int taken;
+    sigwait(kept, &taken);
+}
+
 /* Argument `index` as a number, or `otherwise`. */
 static inline long number(int argc, char **argv, int index, long otherwise) {
     return argc > index ? atol(argv[index]) : otherwise;
