@@ -65,9 +65,9 @@ static inline void spin_until_told(void) {
         __asm__ volatile("pause");
 }
 
-/* From here on SIGCONT waits for `await_signal`, however early it comes: one that found a process
+/* From here on SIGCONT waits for `await_kept_word`, however early it comes: one that found a process
  * on its way to stopping itself would be gone. */
-static inline sigset_t keep_signal(void) {
+static inline sigset_t keep_word(void) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGCONT);
@@ -75,8 +75,8 @@ static inline sigset_t keep_signal(void) {
     return set;
 }
 
-/* Waits for the signal that `keep_signal` keeps. */
-static inline void await_signal(const sigset_t *kept) {
+/* Waits for the signal that `keep_word` keeps. */
+static inline void await_kept_word(const sigset_t *kept) {
     int taken;
     sigwait(kept, &taken);
 }

@@ -77,7 +77,7 @@ static void tell(int fd) {
 
 int main(int argc, char **argv) {
     live_for(argc > 1 ? argv[1] : NULL);
-    sigset_t kept = keep_signal();
+    sigset_t kept = keep_word();
     const char *address = argc > 2 ? argv[2] : "127.0.0.1";
     long port = number(argc, argv, 3, 0), count = number(argc, argv, 4, 100);
     long request_bytes = number(argc, argv, 5, 64), answer_bytes = number(argc, argv, 6, 64);
@@ -91,7 +91,7 @@ int main(int argc, char **argv) {
             say("refused\n");
     ready();
     if (delay_ms < 0)
-        await_signal(&kept);
+        await_kept_word(&kept);
     else
         usleep((useconds_t)delay_ms * 1000);
     long taken = 0;

@@ -26,7 +26,7 @@ static void fail(const char *what) {
 static void be_client(struct sockaddr_in *address, long connections, long rounds) {
     int *fds = calloc((size_t)connections, sizeof *fds), on = 1;
     char byte = 0;
-    sigset_t kept = keep_signal();
+    sigset_t kept = keep_word();
     for (long i = 0; i < connections; i++) {
         fds[i] = socket(AF_INET, SOCK_STREAM, 0);
         if (fds[i] < 0 || connect(fds[i], (struct sockaddr *)address, sizeof *address) != 0)
@@ -34,7 +34,7 @@ static void be_client(struct sockaddr_in *address, long connections, long rounds
         setsockopt(fds[i], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     }
     for (;;) {
-        await_signal(&kept);
+        await_kept_word(&kept);
         for (long round = 0; round < rounds; round++)
             for (long i = 0; i < connections; i++)
                 if (send(fds[i], &byte, 1, MSG_NOSIGNAL) != 1 || recv(fds[i], &byte, 1, 0) != 1)
