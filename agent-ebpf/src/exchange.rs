@@ -202,7 +202,10 @@ impl Exchange {
         if self.phase == phase::ANSWERING {
             self.answer_goes_on(now, batch);
         }
-        self.last_send = now;
+        // A request is over when its answer arrives, also one that is still being sent.
+        if self.phase != phase::REQUESTING || self.arrived == 0 {
+            self.last_send = now;
+        }
     }
 
     #[inline(always)]
@@ -331,6 +334,12 @@ mod tests {
             play(false, &[('A', 10), ('R', 12), ('S', 20), ('E', 80)]).0,
             [[60, 8, 2]]
         );
+    }
+
+    #[test]
+    fn an_answer_that_comes_before_the_send_returns_ends_the_request() {
+        let events = [('S', 10), ('A', 50), ('E', 80), ('R', 90)];
+        assert_eq!(play(true, &events), (vec![[0, 40, 40]], 0));
     }
 
     #[test]

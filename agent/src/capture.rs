@@ -16,6 +16,9 @@ use crate::{guard, syscalls, tcp};
 /// meaning or a removal takes a new one.
 pub const SCHEMA: &str = "agent.capture/1";
 
+/// Time of which a rate is in any case, in seconds.
+const SHORTEST: f64 = 1e-3;
+
 /// What all probes saw. Every figure of elapsed time counts from the same moment.
 #[derive(Clone, Debug, Default)]
 pub struct Capture {
@@ -41,16 +44,51 @@ impl Capture {
         self.syscalls.iter().rfind(|report| report.last)
     }
 
+    /// Time in seconds, never 0, in which the rows of [`Capture::all_connections`] were counted: that
+    /// until the hooks were detached; of a run without an end, that of its window.
+    pub fn connection_seconds(&self) -> f64 {
+        let document = self.all_connections();
+        self.counted(document.map(|document| (document.span_s, document.elapsed_s)))
+    }
+
+    /// Time in seconds, never 0, in which the failures of [`Capture::all_syscalls`] were counted.
+    pub fn syscall_seconds(&self) -> f64 {
+        let report = self.all_syscalls();
+        self.counted(report.map(|report| (report.span_s, report.elapsed_s)))
+    }
+
+    /// A window that was written without its span is about as long as it was asked for.
+    fn counted(&self, times: Option<(Option<f64>, f64)>) -> f64 {
+        let run = self.meta.duration_seconds;
+        let (span, elapsed) = times.unwrap_or((None, run));
+        span.unwrap_or(elapsed.min(run)).max(SHORTEST)
+    }
+
+    /// Time in seconds, never 0, that the clock ran within the run or its window.
+    pub fn sampled_seconds(&self) -> f64 {
+        let sampled = self.profile.facts.duration_seconds;
+        sampled.min(self.meta.duration_seconds).max(SHORTEST)
+    }
+
+    /// Time in seconds, never 0, since the start: longer than the window of a run without an end.
+    pub fn seconds_since_start(&self) -> f64 {
+        let document = self.all_connections().map(|document| document.elapsed_s);
+        let report = self.all_syscalls().map(|report| report.elapsed_s);
+        let elapsed = document.into_iter().chain(report).fold(SHORTEST, f64::max);
+        elapsed.max(self.meta.duration_seconds)
+    }
+
     /// CPU time in seconds that a sample stands for: the clock's period; of a clock that counts
-    /// cycles, the kernel's own account of the CPU time divided by the samples. `None` where nothing
-    /// tells it.
+    /// cycles, the kernel's own account of the CPU time divided by the samples, of which there are
+    /// none of the time after the clock. `None` where nothing tells it.
     pub fn seconds_per_sample(&self) -> Option<f64> {
         let facts = &self.profile.facts;
         let samples = self.profile.samples();
         if !facts.by_cycles() {
             return facts.samples_per_cpu_second().map(|hz| 1.0 / hz as f64);
         }
-        let used = self.meta.cpu.used_seconds?;
+        let part = self.sampled_seconds() / self.meta.duration_seconds.max(SHORTEST);
+        let used = self.meta.cpu.used_seconds? * part;
         (samples > 0).then(|| used / samples as f64)
     }
 
@@ -143,7 +181,8 @@ pub struct Cpu {
     /// CPUs of the machine.
     pub cpus: u32,
     /// CPU time of all processes in scope during the run, in seconds; as `utime` and `stime` of
-    /// `/proc/PID/stat` have it, to a hundredth.
+    /// `/proc/PID/stat` have it, to a hundredth. Of a process that ended within the run, what the last
+    /// look at it found.
     pub used_seconds: Option<f64>,
     /// Time that their threads were runnable and waited for a CPU, in seconds
     /// (`/proc/PID/task/TID/schedstat`). Threads that ended within the run are not in it.

@@ -140,7 +140,7 @@ struct Work {
 
 /// Where names come from, opened already.
 enum Source {
-    Kernel(Option<File>),
+    Kernel(Option<process::Kallsyms>),
     Module {
         file: Option<Arc<File>>,
         name: String,
@@ -197,12 +197,12 @@ impl Work {
         }
     }
 
-    fn name(self, parser: &mut Parser, budget: &Budget) -> Named {
+    fn name(mut self, parser: &mut Parser, budget: &Budget) -> Named {
         let addresses = &self.addresses;
         let nothing = |module, reason| unnamed(addresses, Space::User, module, reason);
         let mut build_id = None;
-        let frames = match &self.source {
-            Source::Kernel(Some(file)) => symbolize::kernel(file, addresses),
+        let frames = match &mut self.source {
+            Source::Kernel(Some(symbols)) => symbolize::kernel(symbols, addresses),
             Source::Kernel(None) => unnamed(addresses, Space::Kernel, None, Unnamed::KernelHidden),
             Source::Module {
                 no_addresses: Some(reason),

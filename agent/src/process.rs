@@ -16,7 +16,7 @@ mod root;
 pub mod usage;
 
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -296,7 +296,7 @@ impl Process {
     pub fn command_line(&self) -> Option<Vec<String>> {
         let mut text = Vec::new();
         let file = self.path("cmdline").and_then(File::open).ok()?;
-        io::Read::read_to_end(&mut io::Read::take(file, MAX_COMMAND_LINE), &mut text).ok()?;
+        file.take(MAX_COMMAND_LINE).read_to_end(&mut text).ok()?;
         // A process that has written a title over its arguments leaves zeros behind it.
         let end = text.iter().rposition(|&byte| byte != 0)?;
         let words = text.get(..=end)?.split(|&byte| byte == 0);
@@ -314,7 +314,7 @@ impl Process {
         let read = self
             .path("exe")
             .and_then(File::open)
-            .and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+            .and_then(|mut file| file.read_exact(&mut head));
         read.is_ok() && head == *b"\x7fELF\x01"
     }
 
@@ -365,14 +365,15 @@ impl Process {
         }
     }
 
-    /// Children of its threads that live.
-    pub fn children(&self) -> Vec<Process> {
+    /// Children of its threads that live, but those whose ids are `known`.
+    pub fn new_children(&self, known: impl Fn(u32) -> bool) -> Vec<Process> {
         let Ok(entries) = self.path("task").and_then(fs::read_dir) else {
             return Vec::new();
         };
         // An id that was read may be another's when it is opened.
         let child = |pid: &str| {
-            let child = Process::open(pid.parse().ok()?).ok()?;
+            let pid = pid.parse().ok().filter(|&pid| !known(pid))?;
+            let child = Process::open(pid).ok()?;
             let parent = child.stat().ok()?.parent;
             (parent == self.pid && !self.has_ended()).then_some(child)
         };
@@ -517,11 +518,41 @@ pub fn hold_kallsyms() {
     }
 }
 
-/// The kernel's symbols from the first on, for one reader at a time.
+/// Lines of the kernel's symbols that were kept: those of BPF programs.
+static KEPT_KALLSYMS: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// Keeps the symbols of BPF programs: to be called when a run has ended, before programs are
+/// unloaded, whose symbols go with them.
+pub fn keep_symbols_of_programs() {
+    let Ok(file) = open_or_held() else {
+        return;
+    };
+    let mut kept = Vec::new();
+    let mut lines = BufReader::with_capacity(1 << 16, file);
+    let mut line = Vec::new();
+    while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
+        if line.ends_with(b"[bpf]\n") {
+            kept.extend_from_slice(&line);
+        }
+        line.clear();
+    }
+    let _ = KEPT_KALLSYMS.set(kept);
+}
+
+/// The text of the kernel's symbols.
+pub type Kallsyms = io::Chain<File, &'static [u8]>;
+
+/// The kernel's symbols from the first on, for one reader at a time: those of now and those that were
+/// kept.
 ///
 /// # Errors
 /// When they cannot be opened.
-pub fn kallsyms() -> io::Result<File> {
+pub fn kallsyms() -> io::Result<Kallsyms> {
+    let kept = KEPT_KALLSYMS.get().map_or(&[][..], Vec::as_slice);
+    Ok(open_or_held()?.chain(kept))
+}
+
+fn open_or_held() -> io::Result<File> {
     match KALLSYMS.get() {
         Some(held) => {
             let mut file = held.try_clone()?;

@@ -214,29 +214,32 @@ impl Recorder {
     /// Takes the probes away and takes in what is left.
     ///
     /// # Errors
-    /// When the kernel's iterator cannot be run.
+    /// When the kernel's iterator cannot be run; what was seen is there all the same.
     pub async fn finish(&mut self, session: &mut Attached) -> Result<(), Error> {
         self.usage.look(processes(session));
         self.duration = self.probes.detach(session)?;
-        if self.duration >= self.kept + SHORTEST {
-            self.interval(session)?;
-        }
-        session.drain(&mut |bytes, targets| self.take(bytes, targets));
-        let document = self.probes.tcp.last(session, rows::all)?;
+        let interval = match self.duration >= self.kept + SHORTEST {
+            true => self.interval(session),
+            false => Ok(()),
+        };
         session
             .finish(&mut |bytes, targets| self.take(bytes, targets))
             .await;
+        let (document, looked) = self.probes.tcp.last(session, rows::all);
         self.connections.push(document);
         self.reports
             .push(self.probes.syscalls.report(session, true));
-        Ok(())
+        interval.and(looked)
     }
 
     /// All that was seen, named. `target` has what is known of the first process beside its id, name
     /// and program.
     pub fn capture(self, session: &Attached, facts: Facts, target: capture::Target) -> Capture {
+        let duration_seconds = facts.duration_seconds;
+        // The guard may have stopped the clock before the end.
         let facts = Facts {
             guard: self.probes.guard.report().cloned(),
+            duration_seconds: self.probes.cpu.ran().as_secs_f64(),
             ..facts
         };
         let profile = self.probes.cpu.profile(session, facts);
@@ -251,7 +254,10 @@ impl Recorder {
             used_seconds: self.usage.used_seconds(),
             waited_seconds: self.usage.waited_seconds(),
         };
-        capture.meta = meta(&capture, target, cpu, &self.probes.tcp.probe);
+        capture.meta = Meta {
+            duration_seconds,
+            ..meta(&capture, target, cpu, &self.probes.tcp.probe)
+        };
         capture
     }
 }

@@ -97,6 +97,11 @@ impl<'a> Report<'a> {
             .fold(0, |sum, row| sum.saturating_add(row.count))
     }
 
+    /// They, by the time in which they were counted.
+    pub fn failures_per_second(&self) -> f64 {
+        self.failures() as f64 / self.capture.syscall_seconds()
+    }
+
     /// Resets of connections, sent and received.
     pub fn resets(&self) -> u64 {
         [&self.upstreams, &self.clients, &self.unknown]

@@ -25,6 +25,10 @@ pub struct Report {
     pub last: bool,
     /// Time since the start of the run, in seconds.
     pub elapsed_s: f64,
+    /// The time before that in which the failures were counted, in seconds, in a run without an end;
+    /// else `None`: since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span_s: Option<f64>,
     /// The first process in scope.
     pub target: TargetFacts,
     /// Processes that are or were in scope.

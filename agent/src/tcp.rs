@@ -4,6 +4,7 @@
 pub mod endless;
 pub mod filter;
 pub mod histogram;
+mod remotes;
 pub mod view;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <sys/eventfd.h>
@@ -126,6 +127,8 @@ static void fail_on_kinds(void) {
     struct linger reset = {.l_onoff = 1};
     setsockopt(other, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
     close(other);
+    /* The reset may be on its way still. */
+    poll(&(struct pollfd){.fd = client}, 1, -1);
     for (long i = 0; i < many; i++) {
         write(deleted, &byte, 1);
         write(kept, &byte, 1);

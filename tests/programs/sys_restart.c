@@ -24,7 +24,7 @@ static void arm(int flags) {
     action.sa_handler = tick;
     action.sa_flags = flags;
     sigaction(SIGALRM, &action, NULL);
-    struct itimerval once = {.it_value = {.tv_usec = 20000}};
+    struct itimerval once = {.it_value = {.tv_usec = 200000}};
     setitimer(ITIMER_REAL, &once, NULL);
 }
 

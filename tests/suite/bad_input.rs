@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::elf;
 use crate::harness::{
-    Agent, LIFE, Target, agent_binary, alone, copy_executable, patience, program,
+    Agent, LIFE, Target, agent_binary, alone, copy_executable, in_vm, patience, program,
 };
 
 const FAILED: i32 = 1;
@@ -327,7 +327,7 @@ fn damaged(title: &str, damage: impl Fn(&mut Vec<u8>)) {
         "--pid",
         &target.pid().to_string(),
         "--duration",
-        "1s",
+        if in_vm() { "3s" } else { "1s" },
         "--frequency",
         "199",
     ];

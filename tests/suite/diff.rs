@@ -63,7 +63,15 @@ fn a_regression_comes_first_and_its_absence_is_seen() {
         let same = capture(directory.path(), &name("same"), "10");
         let worse = capture(directory.path(), &name("worse"), "40");
         let comparison = compared(&before, &same);
-        alarms.extend(significant(&comparison).into_iter().map(str::to_owned));
+        // What the machine does beside it differs more often: docs/diff.md.
+        let own = ["suspect", "steady", "minor", "serve", "main"];
+        let of_it = significant(&comparison)
+            .into_iter()
+            .filter(|name| own.contains(name));
+        let of_it: Vec<String> = of_it.map(str::to_owned).collect();
+        if !of_it.is_empty() {
+            alarms.push(of_it);
+        }
 
         let comparison = compared(&before, &worse);
         let sentence = comparison["sentence"].as_str().unwrap();
@@ -275,6 +283,8 @@ fn profiles_of_go_itself_are_read_and_told_apart() {
     if host_only("needs go") {
         return;
     }
+    // The compiler takes all CPUs.
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("main.go"), GO_PROFILES).unwrap();
     let status = Command::new("go")

@@ -165,8 +165,9 @@ fn a_slowed_clock_still_tells_the_cpu_time() {
 fn what_costs_too_much_at_any_frequency_is_detached() {
     let _alone = alone();
     let target = Target::spawn("split", &[]);
+    let duration = if in_vm() { "300s" } else { "60s" };
     let finished = Agent::profile()
-        .args(["--pid", &target.pid().to_string(), "--duration", "60s"])
+        .args(["--pid", &target.pid().to_string(), "--duration", duration])
         .args(["--frequency", "999", "--max-overhead", "0.0001%"])
         .args(["-o", "profile.json"])
         .run();
@@ -177,7 +178,7 @@ fn what_costs_too_much_at_any_frequency_is_detached() {
     let rates: Vec<Option<f64>> = steps.iter().map(|step| step.hz).collect();
     assert_eq!(rates, [Some(999.0 / 16.0), None], "{}", finished.stderr());
     assert_eq!(profile.facts.ended, "overhead");
-    assert!(profile.facts.duration_seconds < 30.0);
+    assert!(profile.facts.duration_seconds < patience(28.0).as_secs_f64());
     assert!(profile.samples() > 0);
 }
 
@@ -186,7 +187,7 @@ fn a_program_that_we_started_runs_to_its_end() {
     let _alone = alone();
     let program = crate::harness::program("split");
     // Under emulation a look at the cost takes long, and the looks are the rarer for it.
-    let seconds = if in_vm() { 40.0 } else { 9.0 };
+    let seconds = if in_vm() { 60.0 } else { 9.0 };
     let finished = Agent::profile()
         .args([
             "-F",

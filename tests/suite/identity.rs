@@ -179,7 +179,12 @@ fn race(random: &mut Random, count: usize, round: &str) -> (usize, usize, u64) {
     assert_eq!(finished.code(), Some(0), "{round}: {}", finished.stderr());
     let profile = finished.profile();
     assert_no_stranger(&profile, round);
-    assert!(of_target(&profile) > 0, "{round}\n{}", profile.explain());
+    let of_survivor = |stack: &Stack| stack.pid == survivor.pid();
+    assert!(
+        profile.count(of_survivor) > 0,
+        "{round}\n{}",
+        profile.explain()
+    );
     (early, strangers.len() - early, refused(&profile))
 }
 

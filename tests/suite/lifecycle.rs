@@ -76,6 +76,43 @@ fn children_are_in_scope_only_when_asked_for() {
     assert!(profile.count(child) > ENOUGH / 4, "{}", profile.explain());
 }
 
+/// Living children of a process, and theirs.
+fn descendants(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(path).unwrap_or_default();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    children
+        .flat_map(|child| std::iter::once(child).chain(descendants(child)))
+        .collect()
+}
+
+/// Those forked between the list of the children and the attach are nowhere told.
+#[test]
+fn children_forked_while_the_agent_starts_are_in_scope() {
+    let _alone = alone();
+    let target = Target::spawn("brood", &[]);
+    let running = Agent::standard(target.pid())
+        .args(["--children", "-v"])
+        .start();
+    running.await_said("sampling by");
+    let living = descendants(target.pid());
+    let finished = running.wait();
+    assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
+    let profile = finished.profile();
+    let known: Vec<u32> = profile
+        .facts
+        .targets
+        .iter()
+        .map(|known| known.pid)
+        .collect();
+    assert!(living.len() > 10, "{living:?}");
+    let missing: Vec<u32> = living
+        .into_iter()
+        .filter(|pid| !known.contains(pid))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?} of {known:?}");
+}
+
 #[test]
 fn several_processes() {
     let _alone = alone();
@@ -176,11 +213,10 @@ fn a_command_is_profiled_from_its_start_to_its_end() {
     assert_eq!(profile.facts.ended, "target_exited");
     profile.assert_complete(ENOUGH);
     // What the program does before it says that it is warm.
-    assert!(
-        profile.total_share("main") > profile.total_share("one_round"),
-        "{}",
-        profile.explain()
-    );
+    let before = |stack: &Stack| {
+        stack.is_complete() && !profile.names_of(stack).contains(&"one_round".to_owned())
+    };
+    assert!(profile.count(before) > 0, "{}", profile.explain());
     assert!(
         profile.stacks.iter().all(|stack| stack.comm == "split"),
         "the agent's own child is in the profile"
@@ -191,7 +227,8 @@ fn a_command_is_profiled_from_its_start_to_its_end() {
 fn the_exit_code_of_the_command_is_passed_on() {
     let _alone = alone();
     let split = program("split");
-    let script = format!("{} 1; exit 7", split.display());
+    let life = if in_vm() { 5 } else { 1 };
+    let script = format!("{} {life}; exit 7", split.display());
     let finished = command(&["sh", "-c", &script]).run();
     assert_eq!(finished.code(), Some(7), "{}", finished.stderr());
     finished.profile().assert_names(&["half"]);
@@ -289,7 +326,15 @@ fn a_second_interrupt_ends_the_agent() {
     // timeout(1) sends every signal twice: the second is none of its own.
     running.signal(libc::SIGINT);
     std::thread::sleep(Duration::from_millis(1200));
-    running.signal(libc::SIGINT);
+    // What comes within half a second after the agent has seen the first is taken for its echo.
+    assert!(eventually(patience(20.0), || {
+        let ended = running.has_ended();
+        if !ended {
+            running.signal(libc::SIGINT);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        ended
+    }));
     let finished = running.wait();
     assert_eq!(
         finished.status.signal(),

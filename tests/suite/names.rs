@@ -13,7 +13,7 @@ use crate::harness::{
 /// Two seconds of a program.
 fn profile_of(name: &str) -> Profile {
     let target = Target::spawn(name, &[]);
-    Agent::timed(target.pid(), 2.0).run_to_profile()
+    Agent::timed(target.pid(), if in_vm() { 6.0 } else { 2.0 }).run_to_profile()
 }
 
 /// The line of a marker in a source, from 1.
@@ -301,7 +301,7 @@ fn target_that_is_gone() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("gone");
     copy_executable(&program("split"), &path);
-    let target = Target::run(Command::new(&path).arg(if in_vm() { "12" } else { "3" }));
+    let target = Target::run(Command::new(&path).arg(if in_vm() { "30" } else { "3" }));
     let running = Agent::timed(target.pid(), 600.0).start();
     std::thread::sleep(crate::harness::patience(0.8));
     std::fs::remove_file(&path).unwrap();

@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 use serde::Deserialize;
 
 use crate::harness::{
-    Agent, Finished, LIFE, Target, alone, eventually, host_only, patience, program,
+    Agent, Finished, LIFE, Target, alone, eventually, host_only, in_vm, patience, program,
+    skips_programs,
 };
 
 /// One line of `--format json`.
@@ -78,8 +79,12 @@ impl Report {
     }
 
     fn assert_no_losses(&self) {
+        // The hooks of forks and ends may be skipped; what counts failures is not.
+        let allowed = |cause: &str| cause == "programs_skipped" && skips_programs();
         assert!(
-            self.losses.values().all(|&count| count == 0),
+            self.losses
+                .iter()
+                .all(|(cause, &count)| count == 0 || allowed(cause)),
             "{:?}",
             self.losses
         );
@@ -223,7 +228,7 @@ fn at_rest(name: &str) -> Counts {
             "r.json",
             "--",
             path.to_str().unwrap(),
-            "60",
+            LIFE,
             "0",
         ])
         .run();
@@ -245,7 +250,7 @@ fn assert_mix(report: &Report, rounds: u64, at_rest: &Counts) {
 #[test]
 fn every_failure_of_threads_and_children_is_counted() {
     let _alone = alone();
-    let arguments = ["60", "40"];
+    let arguments = [LIFE, "40"];
     let report = run("sys_mix", &arguments, &[]);
     assert_mix(&report, 40, &at_rest("sys_mix"));
     report.assert_no_losses();
@@ -296,7 +301,7 @@ fn an_attached_process_is_counted_from_the_attach_on() {
 #[test]
 fn arguments_say_what_failed() {
     let _alone = alone();
-    let report = run("sys_mix", &["60", "20"], &[]);
+    let report = run("sys_mix", &[LIFE, "20"], &[]);
     let all = 20 * FAILING;
     let whole = [
         ("openat", "ENOENT", "/nonexistent/absolute"),
@@ -347,7 +352,7 @@ fn strings_at_the_border_of_a_page_are_whole() {
     for length in [1, 6, 7, 8, 9, 100, 199, 200] {
         let report = run(
             "sys_border",
-            &["60", "30", &length.to_string()],
+            &[LIFE, "30", &length.to_string()],
             &["--syscall", "openat"],
         );
         report.assert_no_losses();
@@ -362,12 +367,8 @@ fn strings_at_the_border_of_a_page_are_whole() {
 #[test]
 fn a_flood_from_four_threads_is_counted_to_the_last() {
     let _alone = alone();
-    let each = if crate::harness::in_vm() {
-        10_000
-    } else {
-        250_000
-    };
-    let report = run("sys_flood", &["60", &each.to_string()], &[]);
+    let each = if in_vm() { 10_000 } else { 250_000 };
+    let report = run("sys_flood", &[LIFE, &each.to_string()], &[]);
     report.assert_no_losses();
     let row = report.row("close", "EBADF");
     assert_eq!(row.count, each * 2);
@@ -387,7 +388,7 @@ fn a_flood_from_four_threads_is_counted_to_the_last() {
         "{:?}",
         row.arguments()
     );
-    if !crate::harness::in_vm() {
+    if !in_vm() {
         let rate = (4 * each) as f64 / report.elapsed_s;
         assert!(rate > 100_000.0, "only {rate:.0} failures/s");
     }
@@ -441,7 +442,7 @@ for i in range(50000):
 #[test]
 fn restarted_calls_stand_apart() {
     let _alone = alone();
-    let report = run("sys_restart", &["60", "5"], &[]);
+    let report = run("sys_restart", &[LIFE, "5"], &[]);
     for (syscall, errno, count) in [
         ("read", "ERESTARTSYS", 10),
         ("pause", "ERESTARTNOHAND", 5),
@@ -469,7 +470,7 @@ fn restarted_calls_stand_apart() {
             row.errno
         );
     }
-    if let Some(strace) = strace("sys_restart", &["60", "5"]) {
+    if let Some(strace) = strace("sys_restart", &[LIFE, "5"]) {
         assert_eq!(report.counts(), strace);
     }
 }
@@ -479,7 +480,7 @@ fn only_what_is_asked_for_is_counted() {
     let _alone = alone();
     let report = run(
         "sys_mix",
-        &["60", "10"],
+        &[LIFE, "10"],
         &[
             "--errno",
             "ENOENT",
@@ -494,7 +495,7 @@ fn only_what_is_asked_for_is_counted() {
     let keys: Vec<(String, String)> = report.counts().into_keys().collect();
     let pair = |syscall: &str, errno: &str| (syscall.to_owned(), errno.to_owned());
     assert_eq!(keys, [pair("kill", "ESRCH"), pair("rename", "ENOENT")]);
-    let report = run("sys_mix", &["60", "10"], &["--hide-benign"]);
+    let report = run("sys_mix", &[LIFE, "10"], &["--hide-benign"]);
     assert!(report.errors.iter().all(|row| row.benign.is_none()));
     assert!(
         report
@@ -508,7 +509,7 @@ fn only_what_is_asked_for_is_counted() {
 #[test]
 fn benign_failures_are_marked_and_come_last() {
     let _alone = alone();
-    let report = run("sys_mix", &["60", "10"], &[]);
+    let report = run("sys_mix", &[LIFE, "10"], &[]);
     let benign: Vec<bool> = report
         .errors
         .iter()
@@ -577,16 +578,12 @@ fn a_program_of_the_search_path_is_started_without_failures() {
 #[test]
 fn latency_is_that_of_the_failing_calls() {
     let _alone = alone();
-    let report = run("sys_restart", &["60", "5"], &["--latency"]);
-    // The timer comes after 20 ms.
+    let report = run("sys_restart", &[LIFE, "5"], &["--latency"]);
+    // The timer comes after 200 ms.
     for row in report.errors.iter().filter(|row| row.restarted) {
         let latency = row.latency_us.as_ref().unwrap();
-        let from = 15_000.0;
-        let to = if crate::harness::in_vm() {
-            200_000.0
-        } else {
-            40_000.0
-        };
+        let from = 150_000.0;
+        let to = if in_vm() { 600_000.0 } else { 300_000.0 };
         assert!(
             (from..to).contains(&latency.p50),
             "{} {}",
@@ -598,7 +595,7 @@ fn latency_is_that_of_the_failing_calls() {
     let read = report.row("read", "ERESTARTSYS");
     assert!(read.calls.unwrap() >= 30, "{:?}", read.calls);
     assert_eq!(report.losses["calls_not_timed"], 0);
-    let report = run("sys_mix", &["60", "10"], &["--latency"]);
+    let report = run("sys_mix", &[LIFE, "10"], &["--latency"]);
     assert_mix(&report, 10, &at_rest("sys_mix"));
     let kill = report.row("kill", "ESRCH");
     assert_eq!(kill.calls, Some(10 * FAILING));
@@ -607,7 +604,7 @@ fn latency_is_that_of_the_failing_calls() {
 #[test]
 fn stacks_lead_to_the_failing_call() {
     let _alone = alone();
-    let target = Target::run(Command::new(program("sys_mix")).args(["60", "200", "wait"]));
+    let target = Target::run(Command::new(program("sys_mix")).args([LIFE, "200", "wait"]));
     let pid = target.pid().to_string();
     let running = Agent::syscalls()
         .args([
@@ -621,7 +618,7 @@ fn stacks_lead_to_the_failing_call() {
         ])
         .args([
             "--duration",
-            "60s",
+            "300s",
             "-o",
             "r.json",
             "-o",
@@ -683,7 +680,7 @@ fn stacks_lead_to_the_failing_call() {
 #[test]
 fn other_processes_are_not_counted() {
     let _alone = alone();
-    let other = Target::run(Command::new(program("sys_flood")).args(["60", "100000000"]));
+    let other = Target::run(Command::new(program("sys_flood")).args([LIFE, "100000000"]));
     let idle = Target::spawn("idle", &[]);
     let finished = Agent::syscalls()
         .args([
@@ -709,22 +706,28 @@ fn other_processes_are_not_counted() {
 #[test]
 fn the_end_of_the_target_ends_the_run() {
     let _alone = alone();
-    // In a virtual machine, beside a flood on one CPU, the agent takes seconds to attach.
-    let life = if crate::harness::in_vm() { "20" } else { "3" };
-    let target = Target::run(Command::new(program("sys_flood")).args([life, "1000000000"]));
+    let target = Target::run(Command::new(program("sys_flood")).args([LIFE, "1000000000"]));
     let running = Agent::syscalls()
         .args([
             "--pid",
             &target.pid().to_string(),
             "--duration",
-            "60s",
+            "300s",
+            "--format",
+            "json",
+            "--interval",
+            "100ms",
             "-o",
             "r.json",
         ])
         .start();
+    assert!(eventually(patience(20.0), || running
+        .stdout()
+        .contains('\n')));
+    drop(target);
     let finished = running.wait();
     let report = report(&finished);
-    assert!(report.elapsed_s < 40.0);
+    assert!(report.elapsed_s < 290.0);
     assert!(report.row("close", "EBADF").count > 0);
 }
 
@@ -761,7 +764,7 @@ fn failures_of_32_bit_code_are_counted_apart() {
         .args([
             "--children",
             "--duration",
-            "1s",
+            if in_vm() { "10s" } else { "1s" },
             "-o",
             "r.json",
             "--",

@@ -55,6 +55,7 @@ fn document(last: bool, name: &str) -> Document {
     Document {
         last,
         elapsed_s: 1.003,
+        span_s: last.then_some(1.5),
         target: view::Target::new(4242, name.to_owned()),
         connections: Some(vec![row(name)]),
         remotes: Some(vec![RemoteRow {
@@ -102,6 +103,7 @@ fn report(last: bool, name: &str) -> Report {
     Report {
         last,
         elapsed_s: 1.000_123,
+        span_s: last.then_some(1.25),
         target: TargetFacts {
             pid: 4242,
             comm: name.to_owned(),

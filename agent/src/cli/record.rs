@@ -66,7 +66,7 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     );
     privileges.settle();
     subjects.release()?;
-    let ended = watch(
+    let (ended, watched) = watch(
         &mut session,
         &mut subjects,
         &mut signals,
@@ -74,8 +74,8 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
         verbosity,
         &mut recorder,
     )
-    .await?;
-    recorder.finish(&mut session).await?;
+    .await;
+    let finished = recorder.finish(&mut session).await;
     let command = subjects.finish(ended);
     privileges.finish();
     let facts = Facts {
@@ -88,6 +88,8 @@ pub async fn run(spec: RecordSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
     if !verbosity.quiet {
         say_summary(&capture, path.as_slice());
     }
+    // What was seen until then is written.
+    watched.and(finished)?;
     Ok(run::exit_code(command, capture.has_anything()))
 }
 
@@ -123,10 +125,10 @@ async fn watch(
     spec: &RecordSpec,
     verbosity: Verbosity,
     recorder: &mut Recorder,
-) -> Result<Ended, Error> {
+) -> (Ended, Result<(), Error>) {
     let mut progress = Progress::new(verbosity);
     let recorder = RefCell::new(recorder);
-    let mut failure = None;
+    let mut watched = Ok(());
     let ended = run::until_end(
         session,
         subjects,
@@ -144,7 +146,7 @@ async fn watch(
                 .and_then(|()| recorder.watch(session))
             {
                 Err(error) => {
-                    failure = Some(error);
+                    watched = Err(error);
                     return ControlFlow::Break(Ended::ReaderGone);
                 }
                 Ok(Some(step)) => {
@@ -161,7 +163,7 @@ async fn watch(
     )
     .await;
     progress.clear();
-    failure.map_or(Ok(ended), Err)
+    (ended, watched)
 }
 
 /// What `--verbose` tells when the run has begun, `start_ms` milliseconds after the call.

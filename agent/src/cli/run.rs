@@ -212,11 +212,9 @@ impl Members {
 fn add_descendants(processes: &mut Vec<Process>) {
     let mut next = 0;
     while let Some(process) = processes.get(next) {
-        for child in process.children() {
-            if processes.iter().all(|process| process.pid() != child.pid()) {
-                processes.push(child);
-            }
-        }
+        let known = |pid| processes.iter().any(|process| process.pid() == pid);
+        let children = process.new_children(known);
+        processes.extend(children);
         next += 1;
     }
 }

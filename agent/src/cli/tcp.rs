@@ -92,7 +92,8 @@ pub async fn run(spec: TcpSpec, verbosity: Verbosity) -> anyhow::Result<u8> {
         &spec,
         &mut show,
         guard.report(),
-    );
+    )
+    .await;
     let command = subjects.finish(ended);
     privileges.finish();
     let shown = show.finish(verbosity);
@@ -126,7 +127,7 @@ fn interval(
 }
 
 /// The last document, since the attach; says whether any connection was seen.
-fn end(
+async fn end(
     session: &mut Attached,
     tcp: &mut Tcp,
     spec: &TcpSpec,
@@ -134,14 +135,18 @@ fn end(
     guard: Option<&Report>,
 ) -> anyhow::Result<bool> {
     tcp.detach(session)?;
-    session.drain(&mut |bytes, targets| tcp.take(bytes, targets));
+    session
+        .finish(&mut |bytes, targets| tcp.take(bytes, targets))
+        .await;
+    let (document, looked) = tcp.last(session, |connections, span, now| {
+        list(spec, connections, span, now)
+    });
     let document = Document {
         guard: guard.cloned(),
-        ..tcp.last(session, |connections, span, now| {
-            list(spec, connections, span, now)
-        })?
+        ..document
     };
     show.put(&document)?;
+    looked?;
     Ok(document.sums.connections > 0 || document.sums.failed > 0)
 }
 
@@ -161,9 +166,14 @@ fn list(spec: &TcpSpec, connections: &Connections, span: Span, now: u64) -> List
             }
         }
         By::Remote => {
-            let mut rows = connections.remotes(span, now, |row| spec.filter.holds(row));
+            let (mut rows, hidden) = connections.remotes_where(
+                span,
+                now,
+                |row| spec.filter.holds(row),
+                |role, remote| spec.filter.holds_remote(role, remote),
+            );
             filter::sort_remotes(&mut rows, spec.sort);
-            let all = rows.len();
+            let all = hidden + rows.len();
             rows.truncate(spec.top);
             Listing {
                 not_shown: all - rows.len(),

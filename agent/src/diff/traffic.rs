@@ -50,11 +50,11 @@ pub struct Failure {
 }
 
 impl Traffic {
-    /// That of a capture, over the whole run.
+    /// That of a capture, over the whole run, or the window of one without an end.
     pub fn of(capture: &Capture) -> Self {
         let mut traffic = Self::default();
         if let Some(document) = capture.all_connections() {
-            let seconds = document.elapsed_s.max(1e-3);
+            let seconds = capture.connection_seconds();
             for row in document.remotes.iter().flatten() {
                 let red = Red {
                     rate: row.rate,
@@ -65,7 +65,7 @@ impl Traffic {
             }
         }
         if let Some(report) = capture.all_syscalls() {
-            let seconds = report.elapsed_s.max(1e-3);
+            let seconds = capture.syscall_seconds();
             for failure in &report.errors {
                 let name = format!("{}: {}", failure.syscall, failure.errno);
                 *traffic.failures.entry(name).or_insert(0.0) += failure.count as f64 / seconds;
@@ -107,4 +107,35 @@ impl Traffic {
 
 fn distinct<'a, T: Ord + 'a>(keys: impl Iterator<Item = &'a T>) -> impl Iterator<Item = &'a T> {
     keys.collect::<std::collections::BTreeSet<_>>().into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+    use crate::output::fixture;
+
+    #[test]
+    fn windows_are_compared_by_their_own_length() {
+        let recorded = fixture::capture::capture();
+        let mut window = recorded.clone();
+        // Of half a minute, up to a step more, an hour after the attach.
+        window.connections.retain(|document| document.last);
+        window.syscalls.retain(|report| report.last);
+        let (document, report) = (&mut window.connections[0], &mut window.syscalls[0]);
+        (document.elapsed_s, document.span_s) = (3600.0, Some(33.0));
+        (report.elapsed_s, report.span_s) = (3600.0, Some(34.0));
+        let sides = [Traffic::of(&recorded), Traffic::of(&window)];
+        let failures = Traffic::failures(&sides[0], &sides[1]);
+        let of = |name: &str| failures.iter().find(|row| row.name == name).unwrap().rates;
+        assert_eq!(of("openat: ENOENT"), [412.0 / 30.0, 412.0 / 34.0]);
+        let remotes = Traffic::remotes(&sides[0], &sides[1]);
+        let refused = remotes.iter().find(|row| row.remote == "10.0.0.9:11211");
+        let errors = refused.unwrap().red.map(|red| red.unwrap().errors);
+        assert_eq!(errors, [12.0 / 30.0, 12.0 / 33.0]);
+        // One that does not say how long it is.
+        window.connections[0].span_s = None;
+        window.syscalls[0].span_s = None;
+        assert_eq!(Traffic::of(&window), sides[0]);
+    }
 }

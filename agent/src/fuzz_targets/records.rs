@@ -41,7 +41,7 @@ pub(super) fn take(bytes: &[u8]) {
         let _ = connections.missed();
         for span in [Span::Run(1.0), Span::Interval(0.1), Span::Recent(0, 1.0)] {
             let _ = (connections.rows(span, 1), connections.sums(span));
-            let _ = connections.remotes(span, 1, |_| true);
+            let _ = connections.remotes(span, 1);
         }
         connections.end_interval();
         connections.end(1 << 40);

@@ -2,6 +2,7 @@
 //!
 //! Source: `proto/profile.proto` of github.com/google/pprof.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::diff::{Measure, Overflow, Side, Stacks};
@@ -12,6 +13,11 @@ use crate::protobuf::{Fields, Malformed, Value};
 const MAX_FRAMES: usize = 1 << 26;
 /// Most functions, locations or strings: an empty one takes two bytes of the file and many more here.
 const MAX_PARTS: usize = 1 << 22;
+/// Most types of values: the tools have up to six.
+const MAX_TYPES: usize = 64;
+/// Most bytes of all names together, each as often as it is made: many functions can have one long
+/// name, and many addresses one long file.
+const MAX_NAME_BYTES: usize = 1 << 28;
 /// A period shorter than this, in nanoseconds, is none of a sampling clock.
 const MIN_PERIOD: u64 = 100_000;
 
@@ -61,14 +67,7 @@ struct Choice {
 pub(super) fn parse(bytes: &[u8], label: &str) -> Result<Side, Reason> {
     let parts = Parts::read(bytes)?;
     let mut choice = parts.choose()?;
-    let mut reader = Reader {
-        parts: &parts,
-        stacks: Stacks::default(),
-        names: HashMap::new(),
-        frames: 0,
-        processes: false,
-        cpu: 0.0,
-    };
+    let mut reader = Reader::of(&parts);
     for field in Fields::new(bytes) {
         if let (2, sample) = field? {
             reader.sample(sample.bytes()?, &choice)?;
@@ -119,17 +118,19 @@ impl<'a> Parts<'a> {
                 return Err(Reason::TooMany(MAX_PARTS, "parts of one kind"));
             }
         }
+        if parts.types.len() > MAX_TYPES {
+            return Err(Reason::TooMany(MAX_TYPES, "types of values"));
+        }
         if parts.strings.first() != Some(&&b""[..]) {
             return Err(Malformed.into());
         }
         Ok(parts)
     }
 
-    fn text(&self, index: u64) -> Result<String, Reason> {
+    fn text(&self, index: u64) -> Result<&'a [u8], Reason> {
         usize::try_from(index)
             .ok()
-            .and_then(|index| self.strings.get(index))
-            .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+            .and_then(|index| self.strings.get(index).copied())
             .ok_or(Reason::Dangling("string"))
     }
 
@@ -143,11 +144,11 @@ impl<'a> Parts<'a> {
             self.text(self.period_type.0)?,
             self.text(self.period_type.1)?,
         );
-        let find = |wanted: &str| types.iter().position(|(kind, _)| kind == wanted);
-        let cpu = find("cpu").and_then(|index| Some((index, seconds(&types.get(index)?.1)?)));
-        let samples = find("samples").filter(|&index| {
-            let counted = types.get(index).is_some_and(|(_, unit)| unit == "count");
-            counted && (cpu.is_some() || ["", "cpu", "cycles"].contains(&clock.0.as_str()))
+        let find = |wanted: &[u8]| types.iter().position(|&(kind, _)| kind == wanted);
+        let cpu = find(b"cpu").and_then(|index| Some((index, seconds(types.get(index)?.1)?)));
+        let samples = find(b"samples").filter(|&index| {
+            let counted = types.get(index).is_some_and(|&(_, unit)| unit == b"count");
+            counted && (cpu.is_some() || matches!(clock.0, b"" | b"cpu" | b"cycles"))
         });
         if let Some(index) = samples {
             return Ok(Choice {
@@ -158,8 +159,8 @@ impl<'a> Parts<'a> {
             });
         }
         if let Some((index, _)) = cpu {
-            let unit = types.get(index).map(|(_, unit)| unit.as_str());
-            let same = clock.0 == "cpu" && Some(clock.1.as_str()) == unit;
+            let unit = types.get(index).map(|&(_, unit)| unit);
+            let same = clock.0 == b"cpu" && Some(clock.1) == unit;
             return Ok(Choice {
                 index,
                 measure: Measure::Cpu,
@@ -168,13 +169,14 @@ impl<'a> Parts<'a> {
             });
         }
         let default = self.text(self.default_type)?;
-        let index = find(&default).unwrap_or(types.len().saturating_sub(1));
-        let (kind, unit) = types.get(index).ok_or(Reason::NoTypes)?;
-        let named = escape::plain(&format!("{kind}/{unit}")).into_owned();
+        let index = find(default).unwrap_or(types.len().saturating_sub(1));
+        let &(kind, unit) = types.get(index).ok_or(Reason::NoTypes)?;
+        let (kind, text) = (String::from_utf8_lossy(kind), String::from_utf8_lossy(unit));
+        let named = escape::plain(&format!("{kind}/{text}")).into_owned();
         Ok(Choice {
             index,
             measure: Measure::Other(named),
-            per_sample: (unit == "count" && types.len() == 1).then_some(1),
+            per_sample: (unit == b"count" && types.len() == 1).then_some(1),
             cpu: None,
         })
     }
@@ -204,28 +206,73 @@ fn by_id<'a>(map: &mut HashMap<u64, &'a [u8]>, value: Value<'a>) -> Result<(), M
 }
 
 /// How many seconds the unit is.
-fn seconds(unit: &str) -> Option<f64> {
+fn seconds(unit: &[u8]) -> Option<f64> {
     match unit {
-        "nanoseconds" => Some(1e-9),
-        "microseconds" => Some(1e-6),
-        "milliseconds" => Some(1e-3),
-        "seconds" => Some(1.0),
+        b"nanoseconds" => Some(1e-9),
+        b"microseconds" => Some(1e-6),
+        b"milliseconds" => Some(1e-3),
+        b"seconds" => Some(1.0),
         _ => None,
     }
 }
 
-/// Turns samples into named stacks.
+/// Turns samples into named stacks. Every name is made once for each part of the profile that has it.
 struct Reader<'a> {
     parts: &'a Parts<'a>,
     stacks: Stacks,
     /// The functions of each location, innermost first.
     names: HashMap<u64, Vec<u32>>,
+    /// The name of each function.
+    functions: HashMap<u64, u32>,
+    files: HashMap<u64, MappedFile>,
+    /// The names of processes, by their strings.
+    process_names: HashMap<u64, u32>,
+    /// Bytes of the names that were made.
+    name_bytes: usize,
     frames: usize,
     processes: bool,
     cpu: f64,
 }
 
-impl Reader<'_> {
+/// The file of a mapping.
+struct MappedFile {
+    name: String,
+    /// From an address to the place in the file.
+    bias: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn of(parts: &'a Parts<'a>) -> Self {
+        Self {
+            parts,
+            stacks: Stacks::default(),
+            names: HashMap::new(),
+            functions: HashMap::new(),
+            files: HashMap::new(),
+            process_names: HashMap::new(),
+            name_bytes: 0,
+            frames: 0,
+            processes: false,
+            cpu: 0.0,
+        }
+    }
+
+    /// Counts the bytes of a name that is about to be made.
+    fn count_bytes(&mut self, bytes: usize) -> Result<(), Reason> {
+        self.name_bytes += bytes;
+        match self.name_bytes > MAX_NAME_BYTES {
+            true => Err(Reason::TooMany(MAX_NAME_BYTES, "bytes of names")),
+            false => Ok(()),
+        }
+    }
+
+    /// A text that becomes a name.
+    fn text(&mut self, index: u64) -> Result<Cow<'a, str>, Reason> {
+        let bytes = self.parts.text(index)?;
+        self.count_bytes(bytes.len())?;
+        Ok(String::from_utf8_lossy(bytes))
+    }
+
     fn sample(&mut self, bytes: &[u8], choice: &Choice) -> Result<(), Reason> {
         let (mut locations, mut values, mut process) = (Vec::new(), Vec::new(), None);
         for field in Fields::new(bytes) {
@@ -264,18 +311,25 @@ impl Reader<'_> {
         }
         if let Some(process) = process {
             self.processes = true;
-            frames.push(self.stacks.name(super::process_name(&process)));
+            frames.push(process);
         }
         frames.reverse();
         Ok(self.stacks.add(frames, weight)?)
     }
 
-    /// The value of a label, if it is this agent's `process`.
-    fn process(&self, label: &[u8]) -> Result<Option<String>, Reason> {
-        match self.parts.text(integer(label, 1)?)?.as_str() {
-            "process" => self.parts.text(integer(label, 2)?).map(Some),
-            _ => Ok(None),
+    /// The name of the process that a label holds, if it is this agent's `process`.
+    fn process(&mut self, label: &[u8]) -> Result<Option<u32>, Reason> {
+        if self.parts.text(integer(label, 1)?)? != b"process" {
+            return Ok(None);
         }
+        let index = integer(label, 2)?;
+        if let Some(&name) = self.process_names.get(&index) {
+            return Ok(Some(name));
+        }
+        let text = self.text(index)?;
+        let name = self.stacks.name(super::process_name(&text));
+        self.process_names.insert(index, name);
+        Ok(Some(name))
     }
 
     /// Makes the functions of a location known.
@@ -293,10 +347,7 @@ impl Reader<'_> {
                 2 => mapping = value.integer()?,
                 3 => address = value.integer()?,
                 4 => {
-                    let function = integer(value.bytes()?, 1)?;
-                    let function = parts.functions.get(&function);
-                    let function = function.ok_or(Reason::Dangling("location"))?;
-                    names.push(self.function(function)?);
+                    names.push(self.function(integer(value.bytes()?, 1)?)?);
                 }
                 _ => {}
             }
@@ -309,25 +360,130 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn function(&mut self, bytes: &[u8]) -> Result<u32, Reason> {
-        let name = self.parts.text(integer(bytes, 2)?)?;
-        let name = match name.is_empty() {
-            true => self.parts.text(integer(bytes, 3)?)?,
-            false => name,
-        };
-        Ok(self.stacks.name(&escape::frame(&name)))
+    fn function(&mut self, id: u64) -> Result<u32, Reason> {
+        if let Some(&name) = self.functions.get(&id) {
+            return Ok(name);
+        }
+        let bytes = self.parts.functions.get(&id);
+        let bytes = bytes.ok_or(Reason::Dangling("location"))?;
+        let mut text = self.text(integer(bytes, 2)?)?;
+        if text.is_empty() {
+            text = self.text(integer(bytes, 3)?)?;
+        }
+        let name = self.stacks.name(&escape::frame(&text));
+        self.functions.insert(id, name);
+        Ok(name)
     }
 
     /// `[libz.so.1+0x1234]`, as in this agent's own outputs, of a location without lines.
-    fn unnamed(&self, mapping: u64, address: u64) -> Result<String, Reason> {
-        let Some(mapping) = self.parts.mappings.get(&mapping) else {
+    fn unnamed(&mut self, mapping: u64, address: u64) -> Result<String, Reason> {
+        let Some(bytes) = self.parts.mappings.get(&mapping) else {
             return Ok("[unknown]".to_owned());
         };
-        let start = integer(mapping, 2)?;
-        let offset = integer(mapping, 4)?;
-        let path = self.parts.text(integer(mapping, 5)?)?;
-        let file = escape::frame(path.rsplit('/').next().unwrap_or_default());
-        let inside = address.wrapping_sub(start).wrapping_add(offset);
-        Ok(format!("[{file}+{inside:#x}]"))
+        if !self.files.contains_key(&mapping) {
+            let path = self.text(integer(bytes, 5)?)?;
+            let file = MappedFile {
+                name: escape::frame(path.rsplit('/').next().unwrap_or_default()),
+                bias: integer(bytes, 4)?.wrapping_sub(integer(bytes, 2)?),
+            };
+            self.files.insert(mapping, file);
+        }
+        let length = self.files.get(&mapping).map_or(0, |file| file.name.len());
+        self.count_bytes(length)?;
+        let Some(MappedFile { name, bias }) = self.files.get(&mapping) else {
+            return Ok("[unknown]".to_owned());
+        };
+        Ok(format!("[{name}+{:#x}]", address.wrapping_add(*bias)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+    use crate::protobuf::Message;
+
+    /// A profile of one sample, whose location has a line of each function; the functions have one
+    /// name.
+    fn functions(name: &[u8], ids: impl Iterator<Item = u64>) -> Vec<u8> {
+        let mut location = Message::default();
+        location.integer(1, 1);
+        let mut message = Message::default();
+        for id in ids {
+            let (mut line, mut function) = (Message::default(), Message::default());
+            location.message(4, line.integer(1, id));
+            message.message(5, function.integer(1, id).integer(2, 1));
+        }
+        message.message(4, &location);
+        with_strings(message, &[1], &[b"", name])
+    }
+
+    /// A profile of one sample with these locations.
+    fn with_strings(mut message: Message, locations: &[u64], strings: &[&[u8]]) -> Vec<u8> {
+        let (mut kind, mut sample) = (Message::default(), Message::default());
+        message.message(1, kind.integer(1, 0).integer(2, 0));
+        sample.integers(1, locations.iter().copied());
+        message.message(2, sample.integers(2, [1]));
+        for text in strings {
+            message.bytes(6, text);
+        }
+        message.into_bytes()
+    }
+
+    /// The bytes of names that are made for the profile's sample, which may be so many.
+    fn name_bytes(bytes: &[u8], most: usize) -> Result<usize, Reason> {
+        let parts = Parts::read(bytes)?;
+        let mut reader = Reader::of(&parts);
+        let before = MAX_NAME_BYTES - most;
+        reader.name_bytes = before;
+        let choice = parts.choose()?;
+        for field in Fields::new(bytes) {
+            if let (2, sample) = field? {
+                reader.sample(sample.bytes()?, &choice)?;
+            }
+        }
+        Ok(reader.name_bytes - before)
+    }
+
+    const NAME: &[u8] = &[b'n'; 1 << 16];
+
+    #[test]
+    fn a_long_name_is_made_once_however_many_lines_have_it() {
+        let lines = functions(NAME, std::iter::repeat_n(7, 10_000));
+        assert_eq!(name_bytes(&lines, NAME.len()).unwrap(), NAME.len());
+    }
+
+    #[test]
+    fn many_functions_of_one_long_name_are_refused() {
+        let profile = functions(NAME, 1..=4);
+        let made = 4 * NAME.len();
+        assert_eq!(name_bytes(&profile, made).unwrap(), made);
+        let refused = name_bytes(&profile, made - 1).unwrap_err().to_string();
+        assert!(refused.contains("bytes of names"), "{refused}");
+    }
+
+    #[test]
+    fn many_addresses_of_one_long_file_are_refused() {
+        let (mut message, mut mapping) = (Message::default(), Message::default());
+        message.message(3, mapping.integer(1, 1).integer(5, 1));
+        for id in 1..=3 {
+            let mut location = Message::default();
+            message.message(4, location.integer(1, id).integer(2, 1).integer(3, id));
+        }
+        let profile = with_strings(message, &[1, 2, 3], &[b"", NAME]);
+        let made = 4 * NAME.len();
+        assert_eq!(name_bytes(&profile, made).unwrap(), made);
+        let refused = name_bytes(&profile, made - 1).unwrap_err().to_string();
+        assert!(refused.contains("bytes of names"), "{refused}");
+    }
+
+    #[test]
+    fn more_types_than_any_tool_has_are_refused() {
+        let mut message = Message::default();
+        for _ in 0..=MAX_TYPES {
+            message.message(1, Message::default().integer(1, 0));
+        }
+        let refused = parse(&with_strings(message, &[], &[b""]), "x").unwrap_err();
+        assert!(refused.to_string().contains("types of values"), "{refused}");
     }
 }

@@ -50,6 +50,69 @@ mod tests {
     }
 
     #[test]
+    fn counts_are_divided_by_the_time_they_were_counted_in() {
+        let mut capture = fixture::capture::capture();
+        let says = |capture: &Capture, rates: [&str; 4]| {
+            let text = markdown(capture);
+            let line = |word: &str| text.lines().find(|line| line.contains(word)).unwrap();
+            let words = ["requests/s**", "failures/s that", "`openat`", "`read`"];
+            let of_table = |word: &str| match word.starts_with('`') {
+                true => text
+                    .lines()
+                    .find(|line| line.starts_with(&format!("| {word}"))),
+                false => Some(line(word)),
+            };
+            for (word, rate) in words.into_iter().zip(rates) {
+                let line = of_table(word).unwrap();
+                assert!(line.contains(rate), "no {rate:?} in: {line}");
+            }
+        };
+        says(
+            &capture,
+            ["1,000 requests/s", " 14.1 failures/s", " 13.7/s", " 500/s"],
+        );
+        // The guard has detached the hooks after three seconds.
+        for document in capture
+            .connections
+            .iter_mut()
+            .filter(|document| document.last)
+        {
+            document.elapsed_s = 3.0;
+        }
+        for report in capture.syscalls.iter_mut().filter(|report| report.last) {
+            report.elapsed_s = 3.0;
+        }
+        says(
+            &capture,
+            ["10,000 requests/s", " 141 failures/s", " 137/s", " 5,000/s"],
+        );
+        // A window of thirty seconds, of an hour; written with the time that its counts are of, and
+        // without.
+        capture.connections.retain(|document| document.last);
+        capture.syscalls.retain(|report| report.last);
+        (
+            capture.connections[0].elapsed_s,
+            capture.syscalls[0].elapsed_s,
+        ) = (3600.0, 3600.0);
+        says(
+            &capture,
+            ["1,000 requests/s", " 14.1 failures/s", " 13.7/s", " 500/s"],
+        );
+        (capture.connections[0].span_s, capture.syscalls[0].span_s) = (Some(32.0), Some(34.0));
+        says(
+            &capture,
+            ["938 requests/s", " 12.5 failures/s", " 12.1/s", " 441/s"],
+        );
+        // What the agent took is that since the start.
+        capture.meta.cost.cpu_seconds = 36.0;
+        assert!(
+            markdown(&capture).contains("36.00 s CPU (1.0 % of one)"),
+            "{}",
+            markdown(&capture)
+        );
+    }
+
+    #[test]
     fn hostile_names_are_code_and_nothing_else() {
         let text = markdown(&fixture::capture::hostile());
         assert!(text.len() < 60_000, "{}", text.len());

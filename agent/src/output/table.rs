@@ -1,5 +1,7 @@
 //! Tables: fitted to a terminal's width, redrawn in place, or as CSV.
 
+use std::borrow::Cow;
+
 use super::escape;
 
 /// Columns of blanks between two columns of a table.
@@ -287,15 +289,27 @@ impl Table {
 /// One line of CSV (RFC 4180).
 pub(super) fn csv_line<'a>(fields: impl Iterator<Item = &'a str>) -> String {
     let quoted: Vec<String> = fields
+        .map(no_formula)
         .map(|field| {
             if field.contains(['"', ',', '\r', '\n']) {
                 format!("\"{}\"", field.replace('"', "\"\""))
             } else {
-                field.to_owned()
+                field.into_owned()
             }
         })
         .collect();
     quoted.join(",") + "\r\n"
+}
+
+/// The field with `'` before it where a spreadsheet would take it for a formula: a target chooses
+/// some of the texts. Numbers stay as they are, and `-` alone.
+fn no_formula(field: &str) -> Cow<'_, str> {
+    let formula = field.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    if formula && field != "-" && field.parse::<f64>().is_err() {
+        Cow::Owned(format!("'{field}"))
+    } else {
+        Cow::Borrowed(field)
+    }
 }
 
 /// Redraws lines in place on a terminal. Prints nothing itself.
@@ -419,6 +433,23 @@ mod tests {
              10.0.0.1:80,7,,\r\n\
              \"a,\"\"b\"\"\",1,,\r\n"
         );
+    }
+
+    #[test]
+    fn csv_holds_no_formulas() {
+        let line = |field: &str| csv_line([field].into_iter());
+        assert_eq!(line("=cmd|'/C x'!A0"), "'=cmd|'/C x'!A0\r\n");
+        assert_eq!(line("@SUM(1,2)"), "\"'@SUM(1,2)\"\r\n");
+        assert_eq!(line("\r=1"), "\"'\r=1\"\r\n");
+        for formula in ["+1+x", "-1+x", "-x", "\t=1", "=1"] {
+            assert_eq!(line(formula), format!("'{formula}\r\n"));
+        }
+        for plain in ["-", "-1", "-0.5", "+3", "", "a=b", "/-x"] {
+            assert_eq!(line(plain), format!("{plain}\r\n"));
+        }
+        let mut table = table();
+        table.push(vec![Cell::new("=1+1"), Cell::new("-7")]);
+        assert!(table.csv().ends_with("\r\n'=1+1,-7,,\r\n"));
     }
 
     #[test]

@@ -129,17 +129,21 @@ pub fn lines(view: &Document, hooks: &str, width: usize, style: Style) -> Vec<St
     let mut lines = heading(view, hooks, width, style);
     let guarded = guard::lines(view.guard.as_ref());
     lines.extend(guarded.iter().map(|line| style.paint(Tone::Warn, line)));
-    let (table, empty) = match (&view.connections, &view.remotes) {
-        (Some(rows), _) => (table_of(&CONNECTION_TABLE, rows), rows.is_empty()),
+    let (table, empty, what) = match (&view.connections, &view.remotes) {
+        (Some(rows), _) => (
+            table_of(&CONNECTION_TABLE, rows),
+            rows.is_empty(),
+            "connection",
+        ),
         (None, rows) => {
             let rows = rows.as_deref().unwrap_or_default();
-            (table_of(&REMOTE_TABLE, rows), rows.is_empty())
+            (table_of(&REMOTE_TABLE, rows), rows.is_empty(), "remote")
         }
     };
     if empty {
         let text = match view.not_shown {
             0 => "no TCP connections".to_owned(),
-            count => format!("no connection matches the filter ({count} do not)"),
+            count => format!("no {what} matches the filter ({count} do not)"),
         };
         lines.push(style.paint(Tone::Dim, &text));
     } else {

@@ -339,6 +339,11 @@ impl Samples {
         std::mem::take(&mut self.counts)
     }
 
+    /// Whether some stack has frames of the kernel.
+    pub fn has_kernel_stacks(&self) -> bool {
+        self.stacks.values().any(|stack| !stack.kernel.is_empty())
+    }
+
     /// Frames of all stacks.
     pub fn frames(&self) -> usize {
         self.stacks.values().map(RawStack::frames).sum()

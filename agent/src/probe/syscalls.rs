@@ -6,6 +6,7 @@ mod snapshot;
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
 
 use agent_ebpf::failure::{Loss, MAX_NUMBERS, shape};
 use agent_ebpf::{End, record};
@@ -23,7 +24,8 @@ use crate::session::target::{Targets, Tracked};
 use crate::session::tracepoint::Tracepoint;
 use crate::session::{Attached, Error, Needs, attach_raw_tracepoint, program_mut, take};
 use crate::syscalls::table::{self, Spec};
-use arguments::Known;
+use arguments::{Allowance, Known};
+use snapshot::Missing;
 
 /// The programs of this probe.
 const PROGRAMS: [&str; 3] = ["syscall_exit", "syscall_exit_event", "syscall_enter"];
@@ -191,6 +193,9 @@ pub struct Failures {
     specs: Vec<Spec>,
     known: HashMap<u64, Known>,
     stacks: HashMap<u64, (usize, RawStack)>,
+    allowance: Allowance,
+    missing_texts: Missing,
+    missing_stacks: Missing,
     /// Records of the ring buffer that could not be read.
     pub undecoded: u64,
     skipped: u64,
@@ -234,6 +239,9 @@ pub fn attach(session: &mut Attached, options: &Options) -> Result<Failures, Err
         specs,
         known: HashMap::new(),
         stacks: HashMap::new(),
+        allowance: Allowance::new(Instant::now()),
+        missing_texts: Missing::default(),
+        missing_stacks: Missing::default(),
         undecoded: 0,
         skipped: 0,
         event: None,
@@ -309,9 +317,11 @@ impl Failures {
         let taken = match bytes.first_chunk().map(|kind| u32::from_ne_bytes(*kind)) {
             Some(record::SYSCALL) => {
                 let process = |tgid| targets.list().get(targets.find(tgid)?)?.process.as_ref();
-                arguments::decode(bytes, &self.specs, process).map(|(key, known)| {
-                    self.known.insert(key, known);
-                })
+                arguments::decode(bytes, &self.specs, process, &mut self.allowance).map(
+                    |(key, known)| {
+                        self.known.insert(key, known);
+                    },
+                )
             }
             Some(record::SYSCALL_STACK) => decode_stack(bytes, targets).map(|(hash, stack)| {
                 self.stacks.insert(hash, stack);
@@ -373,7 +383,8 @@ pub fn target_facts(tracked: &Tracked) -> TargetFacts {
 pub(crate) fn described(bytes: &[u8]) -> Option<String> {
     static SPECS: std::sync::OnceLock<Vec<Spec>> = std::sync::OnceLock::new();
     let specs = SPECS.get_or_init(|| table::all(MAX_NUMBERS));
-    arguments::decode(bytes, specs, |_| None).map(|(_, known)| known.value)
+    let mut allowance = Allowance::new(Instant::now());
+    arguments::decode(bytes, specs, |_| None, &mut allowance).map(|(_, known)| known.value)
 }
 
 /// The hash of a stack, the process it was first seen in, and its frames.

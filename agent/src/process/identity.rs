@@ -156,7 +156,10 @@ mod tests {
                     first += 1;
                     assert!(process.stat().is_err() && process.maps().is_err());
                     assert!(process.exe().is_none() && process.command_line().is_none());
-                    assert!(process.descriptor(0).is_none() && process.children().is_empty());
+                    assert!(
+                        process.descriptor(0).is_none()
+                            && process.new_children(|_| false).is_empty()
+                    );
                 } else {
                     second += 1;
                     assert!(process.maps().is_ok());

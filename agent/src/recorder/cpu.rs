@@ -89,6 +89,19 @@ impl Cpu {
         Ok(ran)
     }
 
+    /// How long the clock ran, or has run so far.
+    pub fn ran(&self) -> Duration {
+        self.ran.unwrap_or_else(|| self.begin.elapsed())
+    }
+
+    /// Keeps the symbols of BPF programs if stacks may need them: to be called after the end of the
+    /// clock, before the programs are unloaded.
+    pub fn keep_symbols(&self) {
+        if self.samples.has_kernel_stacks() {
+            process::keep_symbols_of_programs();
+        }
+    }
+
     /// The samples with their names, the account of the ticks and the cost. `facts` are those of
     /// [`facts`]; what the clock knows is added.
     pub fn profile(&self, session: &Attached, facts: Facts) -> Profile {
@@ -118,13 +131,12 @@ impl Cpu {
     fn accounting(&self, session: &Attached, facts: &Facts) -> Accounting {
         let counters = session.counters();
         let undecoded = self.samples.undecoded;
-        let ran = self.ran.unwrap_or_else(|| self.begin.elapsed());
         let mut accounting = Accounting {
             ticks: counters.get(Counter::Ticks),
             idle: counters.get(Counter::Idle),
             other: counters.get(Counter::Other),
             emitted: counters.get(Counter::Emitted) - undecoded.min(counters.get(Counter::Emitted)),
-            expected_ticks: (ran.as_secs_f64() * facts.frequency as f64).round() as u64
+            expected_ticks: (self.ran().as_secs_f64() * facts.frequency as f64).round() as u64
                 * u64::from(facts.cpus),
             recursion_misses: self.skipped,
             frame_pointer_frames: counters.get(Counter::FramePointerFallback),

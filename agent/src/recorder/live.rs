@@ -143,6 +143,9 @@ impl Live {
             .finish(&mut |bytes, targets| self.take(bytes, targets))
             .await;
         self.probes.tcp.last_look(session)?;
+        // What is missing in two reports is lost: one before those that are shown.
+        self.report = None;
+        self.report(session);
         self.turn(session);
         self.ended = Some((why, length));
         Ok(())
@@ -244,7 +247,7 @@ impl Live {
         let mut profile = view.profile;
         let before = self.elapsed().as_secs_f64() - view.window_s;
         profile.facts.started += before.max(0.0) as u64;
-        profile.facts.duration_seconds = view.window_s;
+        profile.facts.duration_seconds = (view.window_s - self.unsampled()).max(0.0);
         let cpu = capture::Cpu {
             cpus: profile.facts.cpus,
             ..capture::Cpu::default()
@@ -261,8 +264,17 @@ impl Live {
                 ..view.syscalls
             }],
         };
-        capture.meta = meta(&capture, self.target.clone(), cpu, &self.probes.tcp.probe);
+        capture.meta = Meta {
+            duration_seconds: view.window_s,
+            ..meta(&capture, self.target.clone(), cpu, &self.probes.tcp.probe)
+        };
         capture
+    }
+
+    /// Seconds without a clock, to the end of the last whole second.
+    fn unsampled(&self) -> f64 {
+        let turned = self.second.duration_since(self.probes.begin());
+        turned.saturating_sub(self.probes.cpu.ran()).as_secs_f64()
     }
 }
 
@@ -270,7 +282,7 @@ impl Live {
 fn list(connections: &Connections, span: Span, now: u64) -> Listing {
     let mut rows = connections.rows(span, now);
     filter::sort(&mut rows, filter::Column::P99);
-    let mut remotes = connections.remotes(span, now, |_| true);
+    let mut remotes = connections.remotes(span, now);
     filter::sort_remotes(&mut remotes, filter::Column::P99);
     Listing {
         connections: Some(rows),

@@ -83,8 +83,9 @@ impl Probes {
             return Ok(None);
         };
         match decision {
-            Decision::Slow(doublings) => self.cpu.slow(session, doublings)?,
-            Decision::Detach(Probe::Profile) => {
+            // A clock that cannot be slowed is stopped: it costs too much as it is.
+            Decision::Slow(doublings) if self.cpu.slow(session, doublings).is_ok() => {}
+            Decision::Slow(_) | Decision::Detach(Probe::Profile) => {
                 self.cpu.detach(session)?;
             }
             Decision::Detach(Probe::Tcp) => self.tcp.detach(session)?,
@@ -100,6 +101,7 @@ impl Probes {
     pub(super) fn detach(&mut self, session: &mut Attached) -> Result<Duration, Error> {
         self.cpu.detach(session)?;
         let duration = self.begin().elapsed();
+        self.cpu.keep_symbols();
         self.tcp.detach(session)?;
         self.syscalls.detach(session)?;
         Ok(duration)

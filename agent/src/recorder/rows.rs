@@ -63,7 +63,7 @@ impl Budget {
         rows.sort_by_key(|row| Reverse(row.requests));
         rows.truncate(self.share(CONNECTIONS));
         filter::sort(&mut rows, Column::P99);
-        let mut remotes = connections.remotes(span, now, |_| true);
+        let mut remotes = connections.remotes(span, now);
         remotes.retain(|row| row.requests > 0);
         remotes.sort_by_key(|row| Reverse(row.requests));
         remotes.truncate(self.share(OTHERS));
@@ -104,7 +104,7 @@ impl Budget {
 pub fn all(connections: &Connections, span: Span, now: u64) -> Listing {
     let mut rows = connections.rows(span, now);
     filter::sort(&mut rows, Column::P99);
-    let mut remotes = connections.remotes(span, now, |_| true);
+    let mut remotes = connections.remotes(span, now);
     filter::sort_remotes(&mut remotes, Column::P99);
     Listing {
         connections: Some(rows),

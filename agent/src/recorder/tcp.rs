@@ -162,15 +162,17 @@ impl Tcp {
         probe::detach(session)
     }
 
-    /// The document of the whole run. `list` makes its rows.
-    ///
-    /// # Errors
-    /// When the kernel's iterator cannot be run.
-    pub fn last(&mut self, session: &mut Attached, list: impl List) -> Result<Document, Error> {
-        self.last_look(session)?;
+    /// The document of the whole run, after [`Attached::finish`], and whether the kernel's iterator
+    /// could be run for it. `list` makes its rows.
+    pub fn last(
+        &mut self,
+        session: &mut Attached,
+        list: impl List,
+    ) -> (Document, Result<(), Error>) {
+        let looked = self.last_look(session);
         self.connections.take_waiting();
         let span = Span::Run(self.elapsed().as_secs_f64());
-        Ok(self.document(session, span, list))
+        (self.document(session, span, list), looked)
     }
 
     /// Time watched.
@@ -185,6 +187,7 @@ impl Tcp {
         Document {
             last: matches!(span, Span::Run(_)),
             elapsed_s: view::to_millis(self.elapsed().as_secs_f64()),
+            span_s: span.apart(),
             target: Target {
                 pid: self.target.pid,
                 comm: tracked

@@ -106,17 +106,17 @@ fn cpus(capture: &Capture, length: usize) -> Vec<Option<f64>> {
     if capture.profile.timeline.is_empty() {
         return Vec::new();
     }
-    let per_second = |&samples: &u64| Some(samples as f64 * each);
-    let mut row: Vec<Option<f64>> = capture
-        .profile
-        .timeline
-        .iter()
-        .take(length)
+    let sampled = capture.sampled_seconds();
+    // Seconds after the last sample had none; those after the clock are not known.
+    let per_second = |(second, samples): (usize, u64)| {
+        let covered = (sampled - second as f64).min(1.0);
+        (covered > COVERED).then(|| samples as f64 * each / covered)
+    };
+    let samples = capture.profile.timeline.iter().copied();
+    (0..length)
+        .zip(samples.chain(std::iter::repeat(0)))
         .map(per_second)
-        .collect();
-    // Seconds after the last sample had none.
-    row.resize(length, Some(0.0));
-    row
+        .collect()
 }
 
 /// A figure of the time between two moments, in seconds since the start.
@@ -281,6 +281,24 @@ mod tests {
         let sum: f64 = row.iter().flatten().sum();
         assert!((sum - 30.0 * 13.0).abs() < 0.01, "{row:?}");
         assert_eq!((row[10], row[20]), (Some(0.0), Some(11.0 * 13.0)));
+    }
+
+    #[test]
+    fn seconds_without_a_clock_are_not_idle() {
+        let mut capture = fixture::capture::capture();
+        capture.profile.facts.duration_seconds = 12.75;
+        capture.profile.timeline.truncate(13);
+        let row = Timeline::new(&capture).cpus;
+        let each = 1.0 / 99.0;
+        assert_eq!((row.len(), row[11], row[13]), (30, Some(87.0 * each), None));
+        assert!(row[12].is_some_and(|cpus| (cpus - 85.0 * each / 0.75).abs() < 1e-9));
+        assert!(row[13..].iter().all(Option::is_none), "{row:?}");
+        // Less than half of the last second was sampled.
+        capture.profile.facts.duration_seconds = 12.25;
+        assert_eq!(Timeline::new(&capture).cpus[12], None);
+        // The target slept through the end.
+        capture.profile.facts.duration_seconds = 30.0;
+        assert_eq!(Timeline::new(&capture).cpus[29], Some(0.0));
     }
 
     #[test]

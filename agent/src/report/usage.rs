@@ -55,17 +55,19 @@ impl Usage {
     pub fn new(capture: &Capture) -> Self {
         let (profile, cpu) = (&capture.profile, &capture.meta.cpu);
         let seconds = seconds(capture);
-        let sampled = capture.seconds_per_sample();
+        let each = capture.seconds_per_sample();
         let samples = profile.samples();
-        let measured = cpu.used_seconds.map(|used| used / seconds);
         let in_kernel = in_kernel(profile);
+        let of = cpu.cpus.max(profile.facts.cpus);
         Self {
-            cpus: measured.or(sampled.map(|each| samples as f64 * each / seconds)),
-            of: cpu.cpus.max(profile.facts.cpus),
+            cpus: cpus(capture, of),
+            of,
             waiting: cpu.waited_seconds.map(|waited| waited / seconds),
             in_kernel: (samples > 0).then(|| in_kernel as f64 / samples as f64),
             kernel: entries(profile),
-            threads: sampled.map_or_else(Vec::new, |each| threads(profile, each / seconds)),
+            threads: each.map_or_else(Vec::new, |each| {
+                threads(profile, each / capture.sampled_seconds())
+            }),
         }
     }
 
@@ -74,6 +76,21 @@ impl Usage {
         let (waiting, running) = (self.waiting?, self.cpus?);
         let wanted = waiting + running;
         (wanted > 0.0).then(|| waiting / wanted)
+    }
+}
+
+/// CPUs in use on average, `of` so many (0: not known): what looks at the processes found, which
+/// miss what those did that came and went between two looks, or the samples, where they say more.
+fn cpus(capture: &Capture, of: u32) -> Option<f64> {
+    let seconds = capture.sampled_seconds();
+    let most = if of > 0 { f64::from(of) } else { f64::INFINITY };
+    let samples = capture.profile.samples() as f64;
+    let sampled = capture
+        .seconds_per_sample()
+        .map(|each| (samples * each).min(most * seconds));
+    match capture.meta.cpu.used_seconds {
+        Some(used) => Some(used.max(sampled.unwrap_or(0.0)) / super::seconds(capture)),
+        None => sampled.map(|used| used / seconds),
     }
 }
 
@@ -178,4 +195,69 @@ pub fn cut(profile: &Profile) -> Vec<(End, u64)> {
     let mut cut: Vec<(End, u64)> = counts.into_values().collect();
     cut.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::fixture;
+
+    fn about(value: Option<f64>, expected: f64) {
+        assert!(
+            value.is_some_and(|value| (value - expected).abs() < 1e-9),
+            "{value:?} is not {expected}"
+        );
+    }
+
+    #[test]
+    fn processes_that_no_look_saw_are_in_the_samples() {
+        let mut capture = fixture::capture::capture();
+        let sampled = capture.profile.samples() as f64 / 99.0;
+        capture.meta.cpu.used_seconds = Some(2.5);
+        about(Usage::new(&capture).cpus, sampled / 30.0);
+        capture.meta.cpu.used_seconds = Some(45.0);
+        about(Usage::new(&capture).cpus, 1.5);
+        // By chance there may be more samples than the CPUs had time for.
+        capture.meta.cpu.used_seconds = Some(2.5);
+        capture.profile.facts.frequency = 9;
+        about(Usage::new(&capture).cpus, 2.0);
+    }
+
+    #[test]
+    fn samples_of_cycles_do_not_tell_the_cpu_time() {
+        let mut capture = fixture::capture::capture();
+        capture.profile.facts.event = "cycles".to_owned();
+        capture.meta.cpu.used_seconds = Some(2.5);
+        about(Usage::new(&capture).cpus, 2.5 / 30.0);
+        capture.meta.cpu.used_seconds = None;
+        assert_eq!(Usage::new(&capture).cpus, None);
+    }
+
+    #[test]
+    fn a_clock_that_was_detached_has_sampled_what_came_before() {
+        let mut capture = fixture::capture::capture();
+        capture.profile.facts.frequency = 297;
+        let whole = Usage::new(&capture).threads;
+        assert!(whole[0].cpus < 0.5, "{whole:?}");
+        capture.profile.facts.duration_seconds = 15.0;
+        let (half, sampled) = (
+            Usage::new(&capture),
+            capture.profile.samples() as f64 / 297.0,
+        );
+        for (before, now) in whole.iter().zip(&half.threads) {
+            about(Some(now.cpus), before.cpus * 2.0);
+        }
+        about(half.cpus, 27.9 / 30.0);
+        capture.meta.cpu.used_seconds = None;
+        about(Usage::new(&capture).cpus, sampled / 15.0);
+        // By cycles, too: half of the CPU time had no clock.
+        capture.meta.cpu.used_seconds = Some(27.9);
+        capture.profile.facts.event = "cycles".to_owned();
+        let busy: f64 = Usage::new(&capture)
+            .threads
+            .iter()
+            .map(|thread| thread.cpus)
+            .sum();
+        about(Some(busy), 27.9 / 30.0);
+    }
 }

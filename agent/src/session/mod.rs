@@ -57,6 +57,21 @@ const MAX_WAITING: usize = 4096;
 /// Longest time that the end of the run waits for unwind tables.
 const LAST_TABLES: Duration = Duration::from_secs(1);
 
+/// Longest time that the record of a process's end can be behind one that is being written.
+const LATE_END: Duration = Duration::from_secs(1);
+
+/// What is known of the records of before a side-band event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// All have been taken in.
+    Whole,
+    /// An end may be missing.
+    MayMissEnds,
+}
+
+/// Looks for children from before the attach: each finds those that the ones of the last have forked.
+const MAX_GENERATIONS: usize = 16;
+
 /// The programs that follow the life of processes, and their tracepoints.
 const LIFE: [(&str, &str); 4] = [
     ("process_fork", "sched_process_fork"),
@@ -224,6 +239,9 @@ impl Loaded {
         if let Some(refusal) = refusal.filter(|_| attached.targets.list().is_empty()) {
             return Err(refusal.into());
         }
+        if follow.children {
+            attached.add_children();
+        }
         attached.targets.flush(TABLES_WAIT);
         Ok(attached)
     }
@@ -278,6 +296,40 @@ impl Attached {
     /// The processes and modules.
     pub fn targets(&self) -> &Targets {
         &self.targets
+    }
+
+    /// Takes children into scope that were forked before their parents were followed, and so untold,
+    /// and after the list of the targets was made.
+    fn add_children(&mut self) {
+        for _ in 0..MAX_GENERATIONS {
+            let children = self.targets.new_children();
+            if children.is_empty() {
+                return;
+            }
+            let tgids = match namespace::initial_ids(&mut self.ebpf, &self.kernel, &children) {
+                Ok(tgids) => tgids,
+                Err(_) => vec![None; children.len()],
+            };
+            let mut added = false;
+            for (child, tgid) in children.into_iter().zip(tgids) {
+                let Some(tgid) = tgid else {
+                    continue;
+                };
+                match self.targets.add_untold(child, tgid) {
+                    Ok(is_new) => {
+                        added |= is_new;
+                        // Its end wakes us; without it the next tick does.
+                        let pidfd = self.targets.pidfd(tgid).filter(|_| is_new);
+                        let _ = pidfd.map(|fd| self.watch.add(fd));
+                    }
+                    Err(target::Error::Process(process::Error::NotFound(_))) => {}
+                    Err(error) => self.targets.note_failure(Err(error)),
+                }
+            }
+            if !added {
+                return;
+            }
+        }
     }
 
     /// Takes processes into scope that were found while the run goes on, and counts them; those that
@@ -351,8 +403,9 @@ impl Attached {
         self.events_of_sideband();
         loop {
             if !self.take_record(sink) {
-                // All forks of before are known now.
-                self.on_events_until(u64::MAX);
+                // All forks of before are known now, and all ends but those behind a record that a
+                // program is just writing.
+                self.on_events_until(u64::MAX, Order::MayMissEnds);
                 break;
             }
             if Instant::now() >= until {
@@ -377,12 +430,17 @@ impl Attached {
     }
 
     /// Takes in the side band's events of before a moment.
-    fn on_events_until(&mut self, time: u64) {
-        while self
-            .waiting_events
-            .front()
-            .is_some_and(|(at, _)| *at <= time)
-        {
+    fn on_events_until(&mut self, time: u64, order: Order) {
+        let before = |(at, _): &(u64, Event)| *at <= time;
+        while let Some((at, event)) = self.waiting_events.front().filter(|next| before(next)) {
+            if order == Order::MayMissEnds && self.targets.may_be_anothers(event) {
+                let age = process::monotonic_ns().saturating_sub(*at);
+                if Duration::from_nanos(age) < LATE_END {
+                    break;
+                }
+                self.waiting_events.pop_front();
+                continue;
+            }
             let Some((at, event)) = self.waiting_events.pop_front() else {
                 break;
             };
@@ -437,7 +495,7 @@ impl Attached {
     /// Takes in what happened to a process, and the side band's events of before.
     fn on_process(&mut self, event: &ProcessRecord) {
         self.events_of_sideband();
-        self.on_events_until(event.time);
+        self.on_events_until(event.time, Order::Whole);
         if event.kind == record::GONE {
             self.keep_maps(event.tgid);
         }
@@ -458,7 +516,7 @@ impl Attached {
         raw_tracepoint::unload(&mut self.ebpf, LIFE.map(|(program, _)| program));
         while self.take_record(sink) {}
         self.events_of_sideband();
-        self.on_events_until(u64::MAX);
+        self.on_events_until(u64::MAX, Order::Whole);
         self.targets.renew(LOOK);
         self.catch_up(Duration::ZERO, LOOKS, sink);
         let deadline = Instant::now() + LAST_TABLES;

@@ -198,13 +198,27 @@ impl Targets {
     /// # Errors
     /// As [`Targets::add`].
     pub fn join(&mut self, process: Process, tgid: u32) -> Result<(), Error> {
-        if self.scope.get(&tgid, 0).is_ok() {
-            // Forked by one in scope, and so itself: the record of it is on its way.
-            return Ok(());
+        if self.add_untold(process, tgid)? {
+            *self.notes.entry(JOINED.to_owned()).or_default() += 1;
         }
-        self.add(process, tgid, 0)?;
-        *self.notes.entry(JOINED.to_owned()).or_default() += 1;
         Ok(())
+    }
+
+    /// As [`Targets::add`], but not one that is in scope: forked by one that was, the record of it is on
+    /// its way. Whether it was added.
+    pub fn add_untold(&mut self, process: Process, tgid: u32) -> Result<bool, Error> {
+        if self.scope.get(&tgid, 0).is_ok() {
+            return Ok(false);
+        }
+        self.add(process, tgid, 0).map(|()| true)
+    }
+
+    /// Children of the processes in scope that are not known.
+    pub fn new_children(&self) -> Vec<Process> {
+        let living = self.list.iter().filter(|tracked| !tracked.ended);
+        let parents = living.filter_map(|tracked| tracked.process.as_ref());
+        let children = parents.flat_map(|parent| parent.new_children(|pid| self.has(pid)));
+        children.collect()
     }
 
     /// Whether the process that the agent sees as `pid` is in scope and lives.

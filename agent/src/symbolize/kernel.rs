@@ -9,12 +9,21 @@ use crate::profile::{Frame, Space, Unnamed};
 const BUFFER: usize = 1 << 16;
 /// Longest line, in bytes: kernel names have at most 511.
 const MAX_LINE: u64 = 4096;
+/// A symbol has no size: what begins so far before an address does not cover it.
+const REACH: u64 = 64 << 10;
+/// As [`REACH`], of what the kernel makes up while it runs: a page for each trampoline and for the
+/// instructions that kprobes have displaced.
+const REACH_OF_PAGE: u64 = 4096;
+/// Where the kernel's text and that of its start end: what follows is no code, up to the next symbol.
+const ENDS: [&str; 2] = ["_etext", "_einittext"];
 
 /// Names kernel addresses, which are in ascending order, from the lines of `/proc/kallsyms`
 /// (`address type name [module]`; proc_kallsyms is not ordered). One frame per address; its
 /// module is `[kernel]` or the name of the kernel module in brackets.
 ///
-/// The symbols are not kept: one pass finds the nearest start before each address. Symbols that
+/// The symbols are not kept: one pass finds the nearest start before each address. It names the
+/// address unless it is too far away to be what covers it: programs and modules may have been
+/// unloaded, and what comes before their place is another's. Symbols that
 /// the kernel shows with address zero (`kernel.kptr_restrict`) leave the frames as
 /// [`Unnamed::KernelHidden`].
 pub fn kernel(kallsyms: impl Read, addresses: &[u64]) -> Vec<Vec<Frame>> {
@@ -41,7 +50,8 @@ pub fn kernel(kallsyms: impl Read, addresses: &[u64]) -> Vec<Vec<Frame>> {
     let mut last = None;
     let name = |(address, slot): (&u64, Option<Symbol>)| {
         last = slot.or(last.take());
-        vec![frame(*address, last.as_ref(), reason)]
+        let symbol = last.as_ref().filter(|symbol| symbol.covers(*address));
+        vec![frame(*address, symbol, reason)]
     };
     addresses.iter().zip(nearest).map(name).collect()
 }
@@ -49,6 +59,8 @@ pub fn kernel(kallsyms: impl Read, addresses: &[u64]) -> Vec<Vec<Frame>> {
 #[derive(Clone)]
 struct Symbol {
     start: u64,
+    /// How far it goes at most, in bytes.
+    reach: u64,
     name: String,
     module: String,
 }
@@ -57,10 +69,26 @@ impl Symbol {
     fn of((start, name, module): (u64, &str, Option<&str>)) -> Self {
         Symbol {
             start,
+            reach: match module {
+                None if ENDS.contains(&name) => 0,
+                Some("[bpf]") if is_trampoline(name) => REACH_OF_PAGE,
+                Some(module) if module.starts_with("[__builtin__") => REACH_OF_PAGE,
+                _ => REACH,
+            },
             name: demangle::demangle(name),
             module: module.unwrap_or("[kernel]").to_owned(),
         }
     }
+
+    /// Whether an address that does not come before it can be its.
+    fn covers(&self, address: u64) -> bool {
+        address - self.start < self.reach
+    }
+}
+
+/// Whether this is code that only leads to BPF programs.
+fn is_trampoline(name: &str) -> bool {
+    name.starts_with("bpf_trampoline_") || name.starts_with("bpf_dispatcher_")
 }
 
 /// Address, name and module of a line that names code.
@@ -144,6 +172,44 @@ ffffffff81000080 t early
         assert_eq!(functions, expected);
         assert_eq!(found[6].1.as_deref(), Some("[ext4]"));
         assert_eq!(found[1].1.as_deref(), Some("[kernel]"));
+    }
+
+    #[test]
+    fn what_no_symbol_covers_has_no_name() {
+        let text = "\
+ffffffff81000000 T _stext
+ffffffff8209f000 T last_function
+ffffffff82209988 T _etext
+ffffffff83783000 T _sinittext
+ffffffff837f8900 t last_of_the_start
+ffffffff837f8910 T _einittext
+ffffffffc0201000 t ftrace_trampoline\t[__builtin__ftrace]
+ffffffffc0203000 t bpf_trampoline_6442\t[bpf]
+ffffffffc0210040 t bpf_prog_6deef7357e7b4530_sd_devices\t[bpf]
+ffffffffc0400000 t ext4_map\t[ext4]
+";
+        let name = |address: u64| names(text, &[address]).remove(0).0.unwrap_or_default();
+        // Far from any symbol in the text, behind its end, and behind that of the start.
+        assert_eq!(name(0xffff_ffff_8108_0000), "");
+        assert_eq!(name(0xffff_ffff_8209_f123), "last_function");
+        assert_eq!(name(0xffff_ffff_8220_9988), "");
+        assert_eq!(name(0xffff_ffff_8220_9a00), "");
+        assert_eq!(name(0xffff_ffff_837f_890f), "last_of_the_start");
+        assert_eq!(name(0xffff_ffff_837f_8920), "");
+        assert_eq!(name(0xffff_ffff_c000_0000), "");
+        // A page for each trampoline.
+        assert_eq!(name(0xffff_ffff_c020_1fff), "ftrace_trampoline");
+        assert_eq!(name(0xffff_ffff_c020_2000), "");
+        assert_eq!(name(0xffff_ffff_c020_3010), "bpf_trampoline_6442");
+        assert_eq!(name(0xffff_ffff_c020_4000), "");
+        let program = "bpf_prog_6deef7357e7b4530_sd_devices";
+        assert_eq!(name(0xffff_ffff_c021_1000), program);
+        assert_eq!(name(0xffff_ffff_c022_0040), "");
+        assert_eq!(name(0xffff_ffff_c040_ffff), "ext4_map");
+        assert_eq!(name(0xffff_ffff_c041_0000), "");
+        let frame = &kernel(text.as_bytes(), &[0xffff_ffff_c041_0000])[0][0];
+        assert_eq!(frame.unnamed, Some(Unnamed::NotCovered));
+        assert_eq!(frame.module.as_deref(), Some("[kernel]"));
     }
 
     #[test]

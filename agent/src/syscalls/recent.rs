@@ -75,6 +75,7 @@ impl Recent {
             (count > 0).then(|| with_arguments(recent, row, &since, arguments))
         });
         let mut recent = Report {
+            span_s: Some(length),
             errors: rows.collect(),
             ..report.clone()
         };
@@ -152,6 +153,7 @@ mod tests {
         let row = &last.errors[0];
         assert!((length - 5.0).abs() < 1e-9 && (row.rate - 6.0).abs() < 1e-9);
         assert_eq!((row.count, row.args.len(), row.other_args), (30, 1, 10));
+        assert_eq!((last.span_s, last.elapsed_s), (Some(length), 15.0));
         assert_eq!((&*row.args[0].value, row.args[0].count), ("/b", 20));
         // There is no count of nine seconds ago: the one before is taken.
         let (more, length) = recent.of(&now, 9.0, 5);

@@ -285,8 +285,9 @@ mod tests {
         let (slice, length) = connections.slice_before(60);
         assert_eq!((slice, length), (0, 4));
         let span = Span::Recent(slice, length as f64);
+        assert_eq!((span.apart(), Span::Run(4.0).apart()), (Some(4.0), None));
         assert_eq!(connections.rows(span, 0).len(), MAX_CLOSED);
-        let remotes = connections.remotes(span, 0, |_| true);
+        let remotes = connections.remotes(span, 0);
         assert_eq!(
             (remotes[0].connections, remotes[0].resets),
             (4 * many, 4 * many)
@@ -299,7 +300,7 @@ mod tests {
         assert!(connections.entries.is_empty() && connections.closed.is_empty());
         let (slice, length) = connections.slice_before(60);
         let span = Span::Recent(slice, length as f64);
-        assert!(connections.remotes(span, 0, |_| true).is_empty());
+        assert!(connections.remotes(span, 0).is_empty());
         assert_eq!(connections.totals()[0].resets, 4 * many);
     }
 }

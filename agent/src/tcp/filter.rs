@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
+use super::Role;
 use super::histogram::Quantiles;
 use super::view::{Parts, RemoteRow, Row};
 
@@ -354,6 +355,26 @@ impl Filter {
             Term::Compare(column, operator, wanted) => operator.holds(&column.of_row(row), wanted),
         })
     }
+
+    /// Whether a remote of which nothing but its role and its name (`address:port` of a server, the
+    /// address of a client) is known is to be shown: a term about anything else does not hold.
+    pub fn holds_remote(&self, role: Role, remote: &str) -> bool {
+        let address = remote.parse().ok().or_else(|| {
+            let bare = remote.trim_start_matches('[').trim_end_matches(']');
+            Some(SocketAddr::new(bare.parse().ok()?, 0))
+        });
+        self.terms.iter().all(|term| match term {
+            Term::Address(net) => address.is_some_and(|address| net.holds(&address)),
+            Term::Compare(column, operator, wanted) => {
+                let value = match column {
+                    Column::Role => Value::Word(role.name().to_owned()),
+                    Column::Remote => address.map_or(Value::Missing, Value::Address),
+                    _ => Value::Missing,
+                };
+                operator.holds(&value, wanted)
+            }
+        })
+    }
 }
 
 fn parse_term(term: &str) -> Result<Term, FilterError> {
@@ -434,7 +455,6 @@ impl Operator {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use super::super::Role;
     use super::*;
 
     fn row(remote: &str, p99_us: Option<f64>) -> Row {
@@ -508,6 +528,30 @@ mod tests {
             ("local!=10.1.2.3", true),
         ] {
             assert_eq!(holds(filter, "10.1.2.3:80"), wanted, "{filter}");
+        }
+    }
+
+    #[test]
+    fn remotes_by_what_is_known_of_them() {
+        for (filter, role, remote, wanted) in [
+            ("10.0.0.0/8", Role::Client, "10.1.2.3:443", true),
+            (":443", Role::Client, "10.1.2.3:443", true),
+            (":443", Role::Server, "10.1.2.3", false),
+            ("10.1.2.3", Role::Server, "10.1.2.3", true),
+            ("[fd00::1]:80", Role::Client, "[fd00::1]:80", true),
+            ("fd00::1", Role::Server, "fd00::1", true),
+            ("role=client", Role::Client, "10.1.2.3:443", true),
+            ("role!=client", Role::Client, "10.1.2.3:443", false),
+            (
+                "remote=10.1.2.3,p99>1ms",
+                Role::Client,
+                "10.1.2.3:443",
+                false,
+            ),
+            ("p99<1ms", Role::Client, "10.1.2.3:443", false),
+        ] {
+            let filter = Filter::parse(filter).unwrap();
+            assert_eq!(filter.holds_remote(role, remote), wanted, "{filter:?}");
         }
     }
 

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use agent_ebpf::connection::{Report, flag};
 use serde::{Deserialize, Serialize};
 
-use super::endless::{self, Buckets, Endless, Total};
+use super::endless::{self, Buckets};
 use super::histogram::{Quantiles, micros};
-use super::{Connections, Entry, Folded, Role, Times, local_of, remote_key, remote_of};
+use super::{Connections, Entry, Role, Times, local_of, remote_of};
 use crate::guard;
 use crate::profile::Container;
 
@@ -48,6 +48,11 @@ impl Span {
         match self {
             Span::Interval(seconds) | Span::Run(seconds) | Span::Recent(_, seconds) => seconds,
         }
+    }
+
+    /// Its length where a document's time does not tell it.
+    pub fn apart(self) -> Option<f64> {
+        matches!(self, Span::Recent(..)).then(|| self.seconds())
     }
 }
 
@@ -176,6 +181,10 @@ pub struct Document {
     pub last: bool,
     /// Since the attach, in seconds, to the millisecond.
     pub elapsed_s: f64,
+    /// The time before that in which the rows were counted, in seconds, in a run without an end; else
+    /// `None`: that of the interval or, in the last document, since the attach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span_s: Option<f64>,
     /// The first process looked at.
     pub target: Target,
     /// Connections, sorted and cut; `None` where only remotes were asked for.
@@ -244,7 +253,7 @@ impl Target {
 }
 
 impl Times {
-    fn parts(&self, role: Role) -> Parts {
+    pub(super) fn parts(&self, role: Role) -> Parts {
         let wait = self.wait.quantiles();
         Parts {
             send: self.send.quantiles(),
@@ -256,7 +265,7 @@ impl Times {
 }
 
 impl Entry {
-    fn times(&self, span: Span) -> Cow<'_, Times> {
+    pub(super) fn times(&self, span: Span) -> Cow<'_, Times> {
         match span {
             Span::Interval(_) => Cow::Borrowed(&self.window),
             Span::Recent(since, _) => {
@@ -282,7 +291,7 @@ impl Entry {
     }
 
     /// `now`: nanoseconds of `CLOCK_MONOTONIC`.
-    fn row(&self, report: &Report, span: Span, now: u64) -> Row {
+    pub(super) fn row(&self, report: &Report, span: Span, now: u64) -> Row {
         let (connection, metrics) = (&report.connection, &report.metrics);
         let seen = |nanoseconds: u64| (nanoseconds > 0).then_some(nanoseconds);
         let overlapped = Self::overlapped(report);
@@ -341,51 +350,7 @@ pub fn to_millis(seconds: f64) -> f64 {
     (seconds * 1e3).round() / 1e3
 }
 
-type RemoteSums = BTreeMap<(Role, String), (RemoteRow, Times)>;
-
-fn finish(sums: RemoteSums, span: Span) -> Vec<RemoteRow> {
-    let finish = |((role, remote), (row, times)): ((Role, String), (RemoteRow, Times))| RemoteRow {
-        remote,
-        role,
-        requests: times.total.count(),
-        rate: rate(times.total.count(), span),
-        errors: row.resets + row.failed_connects,
-        latency_us: times.total.quantiles(),
-        parts_us: times.parts(role),
-        ..row
-    };
-    sums.into_iter().map(finish).collect()
-}
-
-/// `listed`: the connections counted by remote. What they did is in the slices, and so are those that
-/// have come and gone.
-fn endless_remotes(
-    listed: RemoteSums,
-    endless: &Endless,
-    since: u64,
-    span: Span,
-) -> Vec<RemoteRow> {
-    let mut sums = RemoteSums::new();
-    for (key, (listed, _)) in listed {
-        let (row, _) = sums.entry(endless.name_of(key)).or_default();
-        row.connections += listed.connections;
-    }
-    for (key, part) in endless.since(since) {
-        let is_listed = sums.contains_key(key);
-        let happened = part.unlisted + part.resets + part.failed + part.times.total.count();
-        if !is_listed && happened == 0 {
-            continue;
-        }
-        let (row, times) = sums.entry(key.clone()).or_default();
-        row.connections += part.unlisted;
-        row.resets += part.resets;
-        row.failed_connects += part.failed;
-        times.merge(&part.times);
-    }
-    finish(sums, span)
-}
-
-fn rate(requests: u64, span: Span) -> f64 {
+pub(super) fn rate(requests: u64, span: Span) -> f64 {
     let seconds = span.seconds().max(1e-3);
     (requests as f64 / seconds * 10.0).round() / 10.0
 }
@@ -399,7 +364,7 @@ impl Connections {
             .collect()
     }
 
-    fn shown(&self, span: Span) -> impl Iterator<Item = (&Entry, &Report)> {
+    pub(super) fn shown(&self, span: Span) -> impl Iterator<Item = (&Entry, &Report)> {
         self.entries.values().filter_map(move |entry| {
             let gone = entry.closed
                 && match span {
@@ -416,94 +381,11 @@ impl Connections {
         })
     }
 
-    /// The connections summed up by remote, those of which `holds` is true. Failed connects are
-    /// always those since the attach. `now`: nanoseconds of `CLOCK_MONOTONIC`.
-    pub fn remotes(&self, span: Span, now: u64, holds: impl Fn(&Row) -> bool) -> Vec<RemoteRow> {
-        let mut sums = RemoteSums::new();
-        for (entry, report) in self.shown(span) {
-            if !holds(&entry.row(report, span, now)) {
-                continue;
-            }
-            let (row, times) = sums.entry(remote_key(&report.connection)).or_default();
-            row.connections += 1;
-            if matches!(span, Span::Recent(..)) {
-                continue;
-            }
-            row.resets += u64::from(report.connection.resets_sent)
-                + u64::from(report.connection.resets_received);
-            if !Entry::overlapped(report) {
-                times.merge(&entry.times(span));
-            }
-        }
-        if let (Span::Recent(since, _), Some(endless)) = (span, &self.endless) {
-            return endless_remotes(sums, endless, since, span);
-        }
-        if matches!(span, Span::Run(_)) {
-            for (
-                key,
-                Folded {
-                    connections,
-                    resets,
-                    times,
-                },
-            ) in &self.folded
-            {
-                let (row, sum) = sums.entry(key.clone()).or_default();
-                row.connections += connections;
-                row.resets += resets;
-                sum.merge(times);
-            }
-        }
-        for ((remote, _), count) in &self.failed {
-            let (row, _) = sums.entry((Role::Client, remote.to_string())).or_default();
-            row.failed_connects += count;
-        }
-        finish(sums, span)
-    }
-
     /// The slice that began at most so many seconds ago, and how long ago it began in intervals.
     /// The slice under way is as long as it is: up to a slice more comes along.
     pub fn slice_before(&self, seconds: u32) -> (u64, u64) {
         let begin = self.interval.saturating_sub(u64::from(seconds)) / endless::SLICE;
         (begin, self.interval - begin * endless::SLICE)
-    }
-
-    /// The sums since the attach of a run without an end, by remote, and how many of each remote's
-    /// connections live.
-    pub fn totals(&self) -> Vec<RemoteTotal> {
-        let Some(endless) = &self.endless else {
-            return Vec::new();
-        };
-        let mut living: BTreeMap<(Role, String), u64> = BTreeMap::new();
-        for entry in self.entries.values().filter(|entry| !entry.closed) {
-            if let Some(report) = entry
-                .report
-                .as_deref()
-                .filter(|report| report.connection.tgid != 0)
-            {
-                let key = endless.name_of(remote_key(&report.connection));
-                *living.entry(key).or_default() += 1;
-            }
-        }
-        let mut totals: BTreeMap<_, _> = endless.totals().collect();
-        let none = Total::default();
-        for key in living.keys() {
-            totals.entry(key).or_insert(&none);
-        }
-        let total = |((role, remote), total): (&(Role, String), &Total)| RemoteTotal {
-            remote: remote.clone(),
-            role: *role,
-            living: living.get(&(*role, remote.clone())).copied().unwrap_or(0),
-            failures: total
-                .failures
-                .iter()
-                .map(|(&errno, &count)| (error_name(errno), count))
-                .collect(),
-            requests: total.requests.clone(),
-            resets: total.resets,
-            retransmits: total.retransmits,
-        };
-        totals.into_iter().map(total).collect()
     }
 
     /// Connects that failed since the attach.
@@ -563,7 +445,7 @@ impl Connections {
 
 /// The name of an error number as the kernel's headers have it (asm-generic/errno.h); those that a
 /// connect can meet.
-fn error_name(number: u32) -> Cow<'static, str> {
+pub(super) fn error_name(number: u32) -> Cow<'static, str> {
     let known = [
         (libc::ECONNREFUSED, "ECONNREFUSED"),
         (libc::ETIMEDOUT, "ETIMEDOUT"),

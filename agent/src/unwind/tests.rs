@@ -215,7 +215,7 @@ fn gaps_are_found_in_one_pass() {
         let found = code.piece(start, start + 100, Source::Row(NONE)).unwrap();
         assert_eq!(found.end, 64 * i + 64);
     }
-    assert!(begin.elapsed() < std::time::Duration::from_secs(1));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(10));
 }
 
 #[test]

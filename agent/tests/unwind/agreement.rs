@@ -306,7 +306,7 @@ fn fde_ranges(bytes: &[u8], vaddr: u64) -> Vec<(u64, u64)> {
 fn watch(command: &mut Command, stops: usize, steps: usize) -> Outcome {
     let mut process = Process::start(command);
     let mut outcome = Outcome::default();
-    let deadline = Instant::now() + Duration::from_secs(8);
+    let deadline = Instant::now() + Duration::from_secs(60);
     // Functions are bound at their first calls; the dynamic linker's way there (a CFA in rbx) is
     // not followed.
     std::thread::sleep(Duration::from_millis(50));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{LIFE, Target, agent_binary, copy_executable, eventually, program};
+use crate::harness::{LIFE, Target, agent_binary, copy_executable, eventually, patience, program};
 
 /// The host name of the pod that the containers are of.
 pub(super) const POD: &str = "shop-7d4f";
@@ -96,11 +96,15 @@ impl Container {
         // It is ended by its drop, not by the clock.
         run = without_limit(&run);
         let target = Target::run(&mut run);
-        let pid = fs::read_to_string(&pid_file)
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap();
+        // It is written beside the container's first steps.
+        let mut pid = None;
+        let known = eventually(patience(20.0), || {
+            let text = fs::read_to_string(&pid_file).unwrap_or_default();
+            pid = text.trim().parse().ok();
+            pid.is_some()
+        });
+        assert!(known, "no process id in {}", pid_file.display());
+        let pid = pid.unwrap_or_default();
         let target = Some(target);
         Container {
             id,

@@ -189,6 +189,17 @@ impl Running {
         assert!(heard, "the agent never said {text:?}: {}", self.stderr());
     }
 
+    /// Whether it has ended; it is not waited for yet.
+    pub(crate) fn has_ended(&self) -> bool {
+        // SAFETY: all-zero is a valid value of this plain structure.
+        let mut found: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: writes into our own structure; the child stays as it is.
+        let asked = unsafe { libc::waitid(libc::P_PID, self.child.id(), &raw mut found, flags) };
+        // SAFETY: `waitid` fills in the part of a child's state, or leaves zeros.
+        asked == 0 && unsafe { found.si_pid() } != 0
+    }
+
     /// Waits for its end; one that takes longer than a minute fails.
     pub(crate) fn wait(mut self) -> Finished {
         let mut status = None;

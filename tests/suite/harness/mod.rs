@@ -46,6 +46,13 @@ pub(crate) fn host_only(reason: &str) -> bool {
     in_vm()
 }
 
+/// Whether this kernel preempts programs at raw tracepoints and then skips the next run of the same
+/// one on that CPU (7.0), which the agent counts.
+pub(crate) fn skips_programs() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    release.split('.').next().unwrap().parse::<u32>().unwrap() >= 7
+}
+
 /// `seconds` here, ten times as long under emulation.
 pub(crate) fn patience(seconds: f64) -> Duration {
     Duration::from_secs_f64(if in_vm() { seconds * 10.0 } else { seconds })

@@ -205,12 +205,12 @@ impl Profile {
         let early = self.count(early);
         let all = self.samples();
         assert!(all >= samples, "only {all} samples\n{}", self.explain());
+        let counted = all - early;
         assert!(
-            early as f64 <= 0.3 * all as f64,
+            counted >= samples,
             "{early} of {all} without tables\n{}",
             self.explain()
         );
-        let counted = all - early;
         let complete = self.count(Stack::is_complete);
         let rate = complete as f64 / counted.max(1) as f64;
         let least = if in_vm() { 0.95 } else { 0.995 };

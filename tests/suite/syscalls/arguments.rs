@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{Report, report};
-use crate::harness::{Agent, Finished, alone, host_only, in_vm, program};
+use crate::harness::{Agent, Finished, LIFE, alone, host_only, in_vm, program};
 
 /// What of the failures must have the right path or address.
 const RIGHT: f64 = 0.999;
@@ -13,7 +13,7 @@ fn run(what: &str, many: u64) -> (Report, String, Finished) {
     let agent = Agent::syscalls()
         .args(["--args", "100000", "-o", "r.json", "--"])
         .args([program("sys_arguments")])
-        .args(["60", what, &many.to_string()]);
+        .args([LIFE, what, &many.to_string()]);
     let directory = agent.directory().canonicalize().unwrap();
     let finished = agent.run();
     let report = report(&finished);
@@ -112,7 +112,7 @@ fn an_address_is_one_argument_whatever_the_socket() {
     let rounds = 8000;
     let report = super::run(
         "sys_mix",
-        &["60", &rounds.to_string()],
+        &[LIFE, &rounds.to_string()],
         &["--syscall", "connect"],
     );
     report.assert_no_losses();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Counts, Report, run, strace_counts};
-use crate::harness::{Agent, Target, alone, eventually, host_only, patience, program};
+use crate::harness::{Agent, LIFE, Target, alone, eventually, host_only, patience, program};
 
 /// Programs of the distribution that fail the same way each time, with their exit codes.
 const OTHERS: [(&[&str], i32); 6] = [
@@ -194,7 +194,7 @@ fn restarts_reconcile_with_the_errors_of_strace_c() {
         return;
     }
     for name in ["sys_restart", "sys_mix"] {
-        let report = run(name, &["60", "5"], &[]);
+        let report = run(name, &[LIFE, "5"], &[]);
         let mut ours = BTreeMap::new();
         let mut restarts = 0;
         // strace -c leaves out the numbers that no system call has.
@@ -215,7 +215,7 @@ fn strace_summary(name: &str) -> BTreeMap<String, u64> {
         .args(["-f", "-c", "-o"])
         .arg(log.path())
         .arg(program(name))
-        .args(["60", "5"])
+        .args([LIFE, "5"])
         .env_remove("LD_LIBRARY_PATH")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

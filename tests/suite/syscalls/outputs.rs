@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Report;
 use crate::harness::{
-    Agent, Target, agent_binary, alone, eventually, host_only, patience, program,
+    Agent, LIFE, Target, agent_binary, alone, eventually, host_only, patience, program,
 };
 
 fn keys(value: &Value) -> Vec<&str> {
@@ -25,7 +25,7 @@ fn every_format_tells_the_same() {
     let finished = Agent::syscalls()
         .args(["--children", "--latency", "--format", "csv"])
         .args(files.iter().flat_map(|file| ["-o", file]))
-        .args(["--", program("sys_mix").to_str().unwrap(), "60", "10"])
+        .args(["--", program("sys_mix").to_str().unwrap(), LIFE, "10"])
         .run();
     assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
     let document: Value = serde_json::from_str(&finished.text("r.json")).unwrap();
@@ -115,7 +115,7 @@ fn hidden_benign_failures_are_in_no_flame_graph() {
     let _alone = alone();
     let finished = Agent::syscalls()
         .args(["--hide-benign", "-o", "r.svg", "-o", "r.folded", "--"])
-        .args([program("sys_mix").to_str().unwrap(), "60", "10"])
+        .args([program("sys_mix").to_str().unwrap(), LIFE, "10"])
         .run();
     let folded = finished.text("r.folded");
     assert!(folded.contains(";kill:ESRCH ") && !folded.contains("lseek:ESPIPE"));
@@ -145,7 +145,7 @@ fn the_exit_code_is_that_of_the_command() {
 #[test]
 fn ctrl_c_ends_the_run_with_its_results() {
     let _alone = alone();
-    let target = Target::run(Command::new(program("sys_flood")).args(["60", "1000000000"]));
+    let target = Target::run(Command::new(program("sys_flood")).args([LIFE, "1000000000"]));
     let running = Agent::syscalls()
         .args(["--pid", &target.pid().to_string(), "--format", "json"])
         .args(["--interval", "100ms", "--duration", "60s", "-o", "r.json"])
@@ -169,7 +169,7 @@ fn a_terminal_shows_a_table_that_fits_with_benign_rows_last_and_dim() {
     if host_only("script(1) is not in the virtual machine") {
         return;
     }
-    let target = Target::run(Command::new(program("sys_mix")).args(["60", "1000000000"]));
+    let target = Target::run(Command::new(program("sys_mix")).args([LIFE, "1000000000"]));
     let line = format!(
         "stty cols 80 rows 24; exec {} syscalls --pid {} --interval 200ms --duration 1500ms",
         agent_binary().display(),

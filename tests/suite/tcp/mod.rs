@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Agent, Finished, LIFE, Running, Target, program};
+use crate::harness::{Agent, Finished, LIFE, Running, Target, program, skips_programs};
 
 /// `agent tcp --format json -v` of these processes.
 fn agent(pids: &[u32], arguments: &[&str]) -> Agent {
@@ -93,13 +93,6 @@ fn last(finished: &Finished) -> Value {
         last["losses"]
     );
     last
-}
-
-/// Whether this kernel preempts programs at raw tracepoints and then skips the next run of the same
-/// one on that CPU (7.0), which the agent counts.
-fn skips_programs() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    release.split('.').next().unwrap().parse::<u32>().unwrap() >= 7
 }
 
 /// A row, or the rows together, have so many requests, but for those that went with runs of the

@@ -65,9 +65,10 @@ fn a_delay_of_the_network_is_the_peers_and_not_the_services() {
             "{moved}: {found:?}"
         );
         // What the client waits for is more than the peer's part, by what the machine itself takes.
-        assert!(*delayed <= seen + 0.1, "{found:?}");
+        // A bucket of the histogram is 1.6 % wide.
+        assert!(*delayed <= seen * 1.01 + 0.1, "{found:?}");
         assert!((moved - (seen - truth)).abs() <= 15.0, "{moved}: {found:?}");
-        assert!((served - service).abs() <= 2.0, "{found:?}");
+        assert!((served - service).abs() <= 10.0, "{found:?}");
     }
 }
 
@@ -84,7 +85,8 @@ fn what_the_network_loses_is_counted_as_retransmitted() {
             "nft add rule inet t in meta length 1001-100000 numgen inc mod 23 == 5 drop",
         ]
     };
-    let (server, client) = beyond(lossy, Duration::ZERO, [40, 200_000, 1]);
+    let count = if in_vm() { 80 } else { 40 };
+    let (server, client) = beyond(lossy, Duration::ZERO, [count, 200_000, 1]);
     let agent = super::agent(&[client.pid(), server.pid()], &[]).start();
     agent.await_said(super::ATTACHED);
     super::go_on(&client);
@@ -100,7 +102,7 @@ fn what_the_network_loses_is_counted_as_retransmitted() {
         assert_eq!(number(&ours[name]), info[index], "{name}: {ours}");
     }
     assert!(number(&theirs["retransmits"]) > 0.0, "{theirs}");
-    assert_eq!(theirs["bytes_sent"], 40 * 200_000, "{theirs}");
-    assert_requests(&document, requests(ours), 40);
-    assert_requests(&document, requests(theirs), 40);
+    assert_eq!(theirs["bytes_sent"], count * 200_000, "{theirs}");
+    assert_requests(&document, requests(ours), count.into());
+    assert_requests(&document, requests(theirs), count.into());
 }

@@ -7,10 +7,12 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::{
     ATTACHED, agent, client, documents, free_port, go_on, interrupt, last, number, only, server,
 };
-use crate::harness::{Agent, agent_binary, alone, in_vm, program};
+use crate::harness::{Agent, agent_binary, alone, eventually, in_vm, patience, program};
 
 #[test]
 fn remotes_are_summed_up_slowest_first() {
@@ -75,8 +77,23 @@ fn each_interval_is_a_document_and_the_last_has_the_totals() {
     agent.await_said(ATTACHED);
     go_on(&client);
     client.await_word("done");
-    // What was under way is shown by then.
-    std::thread::sleep(Duration::from_millis(600));
+    let requests_of = |document: &Value| {
+        let row = |row: &&Value| row["pid"] == client.pid() && row["role"] == "client";
+        let found = document["connections"].as_array().unwrap().iter().find(row);
+        found.map_or(0, |row| row["requests"].as_u64().unwrap())
+    };
+    let shown = || {
+        let text = agent.stdout();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let documents = whole
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        documents
+            .map(|document| requests_of(&document))
+            .sum::<u64>()
+            == 50
+    };
+    assert!(eventually(patience(20.0), shown));
     let finished = interrupt(agent);
     let _ = server;
     let all = documents(&finished);
@@ -180,7 +197,7 @@ fn a_terminal_gets_a_table_that_is_redrawn_and_fits() {
         .map(|_| TcpStream::connect(format!("127.0.0.1:{port}")).unwrap())
         .collect();
     let (theirs, mut ours) = terminal(60, 12);
-    let seconds = if in_vm() { "8s" } else { "1200ms" };
+    let seconds = if in_vm() { "8s" } else { "3s" };
     let mut child = Command::new(agent_binary())
         .args(["tcp", "--interval", "300ms", "--duration", seconds])
         .arg(format!("--pid={}", server.pid()))

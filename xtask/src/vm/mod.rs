@@ -15,7 +15,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-const DEFAULT_TIMEOUT: u64 = 1800;
+const DEFAULT_TIMEOUT: u64 = 3600;
 /// Most machines that run at a time; each keeps one CPU busy.
 const MAX_JOBS: u8 = 4;
 const DEFAULT_MEMORY: u32 = 1536;

@@ -67,7 +67,7 @@ fn facts(report: &Report<'_>) -> Vec<(&'static str, Line)> {
         Line::text(format!(
             "{:.2} s CPU ({} of one), {} at its peak",
             cost.cpu_seconds,
-            words::share(cost.cpu_seconds / report.seconds()),
+            words::share(cost.cpu_seconds / report.capture.seconds_since_start()),
             words::megabytes(cost.peak_rss_bytes)
         )),
     ));

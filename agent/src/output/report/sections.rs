@@ -31,7 +31,7 @@ pub(super) fn used(report: &Report<'_>) -> Vec<Block> {
         Cell::text(""),
         Cell::text(format!(
             "{} failures/s that are not benign",
-            words::rate(report.failures() as f64 / report.seconds())
+            words::rate(report.failures_per_second())
         )),
     ]);
     let all = rows.len();
@@ -263,6 +263,7 @@ pub(super) fn connections(report: &Report<'_>) -> Vec<Block> {
 
 /// The failing system calls.
 pub(super) fn failures(report: &Report<'_>) -> Vec<Block> {
+    let seconds = report.capture.syscall_seconds();
     let mut blocks = vec![section("failures", "Failing system calls")];
     let columns = |last| {
         vec![
@@ -281,7 +282,7 @@ pub(super) fn failures(report: &Report<'_>) -> Vec<Block> {
         )));
     } else {
         let rows = report.failing.iter().take(MOST).map(|row| {
-            let mut cells = failure(row.failure, row.count, report.seconds());
+            let mut cells = failure(row.failure, row.count, seconds);
             cells.push(arguments(row.failure).into());
             cells
         });
@@ -296,7 +297,7 @@ pub(super) fn failures(report: &Report<'_>) -> Vec<Block> {
     if !report.benign.is_empty() {
         blocks.push(Block::Heading("To be expected"));
         let rows = report.benign.iter().take(MOST).map(|row| {
-            let mut cells = failure(row, row.count, report.seconds());
+            let mut cells = failure(row, row.count, seconds);
             let reason = row.benign.as_deref().unwrap_or_default();
             // A bundle is a file like any other: this is what it says, not what we say.
             cells.push(Cell::code(reason));

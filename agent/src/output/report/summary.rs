@@ -156,7 +156,7 @@ fn served(report: &Report<'_>) -> Option<Remark> {
     let times = slowest.latency_us?;
     let mut line = Line::text("answered ").stress(format!(
         "{} requests/s",
-        words::rate(requests as f64 / report.seconds())
+        words::rate(requests as f64 / report.capture.connection_seconds())
     ));
     line = match report.clients.len() {
         1 => line.say(" from ").name(&slowest.remote).say(": "),
@@ -238,7 +238,7 @@ fn errors(report: &Report<'_>) -> Remark {
         line = line.say("no system call failed but in the way of ordinary work.");
         return remark("Errors", tone, line);
     };
-    let often = report.failures() as f64 / report.seconds() >= OFTEN;
+    let often = report.failures_per_second() >= OFTEN;
     tone = match tone {
         Tone::Ok if often => Tone::Warn,
         Tone::Ok => Tone::Normal,

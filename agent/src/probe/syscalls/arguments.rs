@@ -1,6 +1,7 @@
 //! What a failing call was about: its record as a text for people.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::time::{Duration, Instant};
 
 use agent_ebpf::failure::{CallRecord, call, row, shape};
 
@@ -13,10 +14,10 @@ use crate::syscalls::table::Spec;
 pub(super) struct Known {
     /// For people.
     pub(super) value: String,
-    path: String,
-    values: [u64; 6],
-    file_flags: u32,
-    library: bool,
+    pub(super) path: String,
+    pub(super) values: [u64; 6],
+    pub(super) file_flags: u32,
+    pub(super) library: bool,
 }
 
 const S_IFMT: u32 = 0o17_0000;
@@ -35,12 +36,48 @@ impl Known {
     }
 }
 
+/// Time that may be spent on looking sockets up: the table of all of a namespace's may be long, and
+/// the records wait meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    /// Time that is left; negative where the last look took more.
+    seconds: f64,
+    at: Instant,
+}
+
+/// Share of the time that may be spent so.
+const SHARE: f64 = 0.05;
+/// Most that is saved up, in seconds.
+const SAVED: f64 = 0.05;
+
+impl Allowance {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            seconds: SAVED,
+            at: now,
+        }
+    }
+
+    /// Whether there is time for a look.
+    fn is_left(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.seconds = (self.seconds + passed * SHARE).min(SAVED);
+        self.at = now;
+        self.seconds > 0.0
+    }
+
+    fn spend(&mut self, time: Duration) {
+        self.seconds -= time.as_secs_f64();
+    }
+}
+
 /// Reads a record, and asks the process what its descriptors and directories are. The result is
 /// the argument's key and its description.
 pub(super) fn decode<'p>(
     bytes: &[u8],
     specs: &[Spec],
     process: impl Fn(u32) -> Option<&'p Process>,
+    allowance: &mut Allowance,
 ) -> Option<(u64, Known)> {
     let (record, text) = parse(bytes)?;
     let process = process(record.tgid);
@@ -48,7 +85,8 @@ pub(super) fn decode<'p>(
         .get(row::number(record.row) as usize)
         .copied()
         .unwrap_or_default();
-    Some((record.key, describe(&record, text, spec, process)))
+    let known = describe(&record, text, spec, process, allowance);
+    Some((record.key, known))
 }
 
 fn parse(bytes: &[u8]) -> Option<(CallRecord, &[u8])> {
@@ -86,6 +124,8 @@ struct Texts<'a> {
     places: [Option<String>; 2],
     /// The socket behind the descriptor.
     socket: Option<String>,
+    /// Whether that is a unix socket, which the kernel programs know no path of.
+    unix: bool,
 }
 
 impl<'a> Texts<'a> {
@@ -106,8 +146,10 @@ impl<'a> Texts<'a> {
             place(fourth, flagged(call::DEEP2)),
         ];
         let mut socket = None;
+        let mut unix = false;
         if flagged(call::SOCKET) {
             socket = ends(third);
+            unix = third.starts_with(&libc::AF_UNIX.to_ne_bytes());
             places[0] = None;
         } else if flagged(call::DELETED)
             && let Some(place) = &mut places[0]
@@ -119,6 +161,7 @@ impl<'a> Texts<'a> {
             second,
             places,
             socket,
+            unix,
         }
     }
 }
@@ -154,7 +197,13 @@ fn ends(bytes: &[u8]) -> Option<String> {
     }
 }
 
-fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Process>) -> Known {
+fn describe(
+    record: &CallRecord,
+    text: &[u8],
+    spec: Spec,
+    process: Option<&Process>,
+    allowance: &mut Allowance,
+) -> Known {
     let mut parts = Vec::new();
     for (index, kind) in spec.values {
         parts.extend(kind.show(record.values.get(*index as usize).copied().unwrap_or(0)));
@@ -176,7 +225,7 @@ fn describe(record: &CallRecord, text: &[u8], spec: Spec, process: Option<&Proce
     } else if record.flags & call::UNREADABLE != 0 {
         parts.push("(unreadable address)".to_owned());
     } else if let Some(index) = shape::index(record.shape, shape::FD) {
-        parts.push(file(record, index, &texts, process));
+        parts.push(file(record, index, &texts, process, allowance));
     }
     Known {
         value: parts.join(" "),
@@ -236,8 +285,14 @@ fn join(record: &CallRecord, directory: Option<u32>, place: Option<&str>, path: 
 }
 
 /// The file behind the descriptor: its path; or what `/proc/PID/fd` shows of what has none, if it
-/// still is the same.
-fn file(record: &CallRecord, index: u32, texts: &Texts<'_>, process: Option<&Process>) -> String {
+/// still is the same; of a unix socket its path, if there is time to look it up.
+fn file(
+    record: &CallRecord,
+    index: u32,
+    texts: &Texts<'_>,
+    process: Option<&Process>,
+    allowance: &mut Allowance,
+) -> String {
     let fd = record.values.get(index as usize).copied().unwrap_or(0) as i32;
     if record.flags & call::OPEN == 0 {
         return format!("fd {fd} (not open)");
@@ -246,10 +301,26 @@ fn file(record: &CallRecord, index: u32, texts: &Texts<'_>, process: Option<&Pro
     if let Some(known) = known {
         return known.clone();
     }
-    match process.and_then(|process| process.descriptor(fd)) {
-        Some(Descriptor { shown, inode }) if inode == record.inode => shown,
+    let Some(process) = process else {
+        return kind(record.mode, fd);
+    };
+    match process.descriptor(fd) {
+        Some(Descriptor { shown, inode }) if inode == record.inode => {
+            let path = texts.unix.then(|| unix_path(process, inode, allowance));
+            path.flatten().unwrap_or(shown)
+        }
         _ => kind(record.mode, fd),
     }
+}
+
+fn unix_path(process: &Process, inode: u64, allowance: &mut Allowance) -> Option<String> {
+    let begin = Instant::now();
+    if !allowance.is_left(begin) {
+        return None;
+    }
+    let path = process.unix_socket(inode);
+    allowance.spend(begin.elapsed());
+    path
 }
 
 /// What is known of a file without a path that is closed again.
@@ -313,6 +384,71 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use super::*;
     use crate::syscalls::table;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixListener;
+
+    /// What is shown of a record whose process is gone.
+    fn shown(record: &CallRecord, text: &[u8], spec: Spec) -> String {
+        let mut allowance = Allowance::new(Instant::now());
+        describe(record, text, spec, None, &mut allowance).value
+    }
+
+    #[test]
+    fn only_unix_sockets_are_looked_up_and_only_while_there_is_time() {
+        let me = Process::open(std::process::id()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let fd = listener.as_raw_fd();
+        let file = std::fs::File::from(OwnedFd::from(listener));
+        let spec = table::of("accept4");
+        let look = |family: i32, allowance: &mut Allowance| {
+            let mut ends = family.to_ne_bytes().to_vec();
+            ends.resize(40, 0);
+            let record = CallRecord {
+                shape: spec.shape,
+                values: [fd as u64, 0, 0, 0, 0, 0],
+                flags: call::OPEN | call::SOCKET,
+                inode: file.metadata().unwrap().ino(),
+                mode: libc::S_IFSOCK,
+                third: 40,
+                ..CallRecord::default()
+            };
+            describe(&record, &ends, spec, Some(&me), allowance).value
+        };
+        let full = Allowance::new(Instant::now());
+        let mut allowance = full;
+        let with_path = look(libc::AF_UNIX, &mut allowance);
+        assert!(
+            with_path.ends_with(&format!("socket unix:{}", path.display())),
+            "{with_path}"
+        );
+        assert!(allowance.seconds < full.seconds);
+        let mut allowance = full;
+        let other = look(libc::AF_NETLINK, &mut allowance);
+        assert!(other.ends_with("socket"), "{other}");
+        assert_eq!(allowance.at, full.at, "no look");
+        allowance.spend(Duration::from_secs(60));
+        let without = look(libc::AF_UNIX, &mut allowance);
+        assert!(without.ends_with("socket"), "{without}");
+    }
+
+    #[test]
+    fn looks_take_a_small_share_of_the_time() {
+        let begin = Instant::now();
+        let after = |ms| begin + Duration::from_millis(ms);
+        let mut allowance = Allowance::new(begin);
+        assert!(allowance.is_left(begin));
+        allowance.spend(Duration::from_millis(60));
+        assert!(!allowance.is_left(begin));
+        assert!(!allowance.is_left(after(199)));
+        assert!(allowance.is_left(after(201)));
+        // What is saved up in an hour is no more than at the start.
+        assert!(allowance.is_left(after(3_600_000)));
+        allowance.spend(Duration::from_millis(51));
+        assert!(!allowance.is_left(after(3_600_000)));
+    }
 
     #[test]
     fn a_file_is_shown_by_its_path_or_by_its_kind() {
@@ -326,7 +462,7 @@ mod tests {
                 mode,
                 ..CallRecord::default()
             };
-            describe(&record, place, spec, None).value
+            shown(&record, place, spec)
         };
         assert_eq!(read(b"log\0var\0", libc::S_IFREG), "/var/log");
         assert_eq!(read(b"", libc::S_IFDIR), "/");
@@ -344,7 +480,7 @@ mod tests {
                 third: third.len() as u32,
                 ..CallRecord::default()
             };
-            describe(&record, third, spec, None).value
+            shown(&record, third, spec)
         };
         assert_eq!(read(b"x\0tmp\0", call::DELETED), "/tmp/x (deleted)");
         let socket = |family: i32, ports: u32, local: &[u8], remote: &[u8]| {
@@ -378,7 +514,7 @@ mod tests {
     #[test]
     fn an_empty_path_is_no_directory() {
         let cwd = libc::AT_FDCWD as u64;
-        let shown = |name: &str, values: [u64; 6]| {
+        let path = |name: &str, values: [u64; 6]| {
             let spec = table::of(name);
             let record = CallRecord {
                 shape: spec.shape,
@@ -388,11 +524,11 @@ mod tests {
                 third: 4,
                 ..CallRecord::default()
             };
-            describe(&record, b"\0tmp\0", spec, None).value
+            shown(&record, b"\0tmp\0", spec)
         };
-        assert_eq!(shown("unlink", [1, 0, 0, 0, 0, 0]), "(empty path)");
-        assert_eq!(shown("openat", [cwd, 1, 0, 0, 0, 0]), "(empty path)");
-        assert_eq!(shown("newfstatat", [5, 1, 0, 0, 0, 0]), "/tmp");
+        assert_eq!(path("unlink", [1, 0, 0, 0, 0, 0]), "(empty path)");
+        assert_eq!(path("openat", [cwd, 1, 0, 0, 0, 0]), "(empty path)");
+        assert_eq!(path("newfstatat", [5, 1, 0, 0, 0, 0]), "/tmp");
     }
 
     fn known(name: &str, values: [u64; 6], text: &[&[u8]], flags: u32) -> String {
@@ -406,7 +542,7 @@ mod tests {
             second: length(1),
             ..CallRecord::default()
         };
-        describe(&record, &text.concat(), spec, None).value
+        shown(&record, &text.concat(), spec)
     }
 
     #[test]
@@ -444,26 +580,20 @@ mod tests {
             fourth: 2,
             ..CallRecord::default()
         };
-        let shown = describe(
-            &record,
-            b"a\0b/c\0app\0srv\0x\0",
-            table::of("renameat"),
-            None,
-        )
-        .value;
-        assert_eq!(shown, "/srv/app/a -> …/x/b/c");
+        let joined = shown(&record, b"a\0b/c\0app\0srv\0x\0", table::of("renameat"));
+        assert_eq!(joined, "/srv/app/a -> …/x/b/c");
         let nowhere = CallRecord {
             third: 0,
             fourth: 0,
             ..record
         };
-        let shown = describe(&nowhere, b"a\0b/c\0", table::of("renameat"), None).value;
-        assert_eq!(shown, "a (in fd 7) -> /b/c");
+        let joined = shown(&nowhere, b"a\0b/c\0", table::of("renameat"));
+        assert_eq!(joined, "a (in fd 7) -> /b/c");
         let cut = CallRecord {
             first: 100,
             ..record
         };
-        describe(&cut, b"a\0", table::of("renameat"), None);
+        shown(&cut, b"a\0", table::of("renameat"));
     }
 
     #[test]

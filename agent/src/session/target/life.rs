@@ -41,7 +41,8 @@ impl Targets {
         tracked.start.is(event.start).then_some(index)
     }
 
-    pub(super) fn note_failure(&mut self, done: Result<(), Error>) {
+    /// Counts what went wrong, by cause.
+    pub fn note_failure(&mut self, done: Result<(), Error>) {
         if let Err(error) = done {
             *self.notes.entry(error.to_string()).or_default() += 1;
         }
@@ -200,6 +201,16 @@ impl Targets {
         let maps = process.and_then(|process| process.maps().ok());
         let done = self.set_maps(index, maps.unwrap_or_default(), read_at);
         self.note_failure(done);
+    }
+
+    /// Whether an event's name may be that of another process that has the id now, since the process
+    /// has ended and its end was not told.
+    pub fn may_be_anothers(&self, event: &Event) -> bool {
+        let Event::Name { pid, .. } = event else {
+            return false;
+        };
+        let tracked = self.by_pid.get(pid).and_then(|&index| self.list.get(index));
+        tracked.is_some_and(|tracked| tracked.exited_at.is_none() && tracked.is_over())
     }
 
     /// Takes in what the side band told.
