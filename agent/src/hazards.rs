@@ -219,7 +219,7 @@ pub const SLOW_SYSCALL_PATH: Hazard = Hazard {
     name: "slow_syscall_path",
     kernels: Where::Everywhere,
     probes: &["syscalls", "record"],
-    consequence: "with any program at sys_exit every call of every process takes the kernel's slow way out, 37 ns",
+    consequence: "with any program at sys_exit every call of every process takes the kernel's slow way out, some 40 ns",
     instead: "the program looks at the result first; calls are counted into the overhead guard's account",
     source: "kernel/entry/common.c: SYSCALL_WORK_SYSCALL_TRACEPOINT; our measurement",
     test: "guard::tests::the_way_to_the_hooks_is_the_syscall_probes",

@@ -27,7 +27,7 @@ const LENGTHS: [(&str, u32); 4] = [
     ("sweep", 1 << 10),
     ("cfi", 2 << 10),
 ];
-/// An input that takes longer is a finding, in seconds. Naming a module may take ten by itself.
+/// An input that takes longer is a finding, in seconds. Naming a module may take three by itself.
 const MAX_SECONDS: u32 = 25;
 /// A run that takes more memory is a finding, in MiB.
 const MAX_MIB: u32 = 2048;

@@ -100,8 +100,8 @@ pub struct TargetArgs {
     /// Its child processes too: those that it has and those that it starts later
     #[arg(short, long)]
     pub children: bool,
-    /// How long: 10s, 500ms, 2m; a bare number is seconds [default: 30s; with a command, until it
-    /// exits]
+    /// How long: 10s, 500ms, 2m; a bare number is seconds [default: 30s; `tcp`: until Ctrl-C; with a
+    /// command, until it exits]
     #[arg(short, long, value_name = "TIME")]
     pub duration: Option<String>,
     /// Start this program and look at it from its first instruction

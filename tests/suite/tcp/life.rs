@@ -61,7 +61,8 @@ fn what_waits_when_the_run_ends_is_taken_in() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let count = if in_vm() { 10_000 } else { 30_000 };
+    // As many as the ring buffer holds, and more than an emulated machine takes in within one look.
+    let count = 6_000;
     let agent = agent(&[std::process::id()], &["--duration", "300s"]).start();
     agent.await_said(ATTACHED);
     // All of it comes while the agent cannot take any, just before its end.
@@ -77,9 +78,7 @@ fn what_waits_when_the_run_ends_is_taken_in() {
         .iter()
         .find(|failed| failed["remote"] == free.to_string())
         .map_or(0, |ours| ours["count"].as_u64().unwrap());
-    let lost = &document["losses"]["connection_records_lost"];
-    assert_eq!(seen + lost.as_u64().unwrap(), count, "{document}");
-    assert!(seen > count / 10, "{document}");
+    assert_eq!(seen, count, "{document}");
 }
 
 #[test]

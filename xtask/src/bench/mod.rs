@@ -162,8 +162,8 @@ fn keep(name: &str, text: &str) -> Result<()> {
 /// Puts the kept sections together.
 fn write_document() -> Result<()> {
     let mut text = format!(
-        "# Benchmarks\n\nWritten by `cargo xtask bench`: figures of the agent beside those of its peers, measured on one machine in \
-         one run. Ratios are taken in pairs (without, with, without, …) and quoted as the median with the extremes in \
+        "# Benchmarks\n\nWritten by `cargo xtask bench`: figures of the agent beside those of its peers, measured on one machine; \
+         the last line of each section says when, and at which revision. Ratios are taken in pairs (without, with, without, …) and quoted as the median with the extremes in \
          brackets; 1 means not slowed down. Absolute numbers belong to this machine.\n\n- {}\n- {}\n",
         machine::describe(),
         peers::versions().join(", ")
