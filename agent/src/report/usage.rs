@@ -80,7 +80,8 @@ impl Usage {
 }
 
 /// CPUs in use on average, `of` so many (0: not known): what looks at the processes found, which
-/// miss what those did that came and went between two looks, or the samples, where they say more.
+/// miss what those did that came and went between two looks, or the samples, where they say more than
+/// chance does.
 fn cpus(capture: &Capture, of: u32) -> Option<f64> {
     let seconds = capture.sampled_seconds();
     let most = if of > 0 { f64::from(of) } else { f64::INFINITY };
@@ -88,8 +89,14 @@ fn cpus(capture: &Capture, of: u32) -> Option<f64> {
     let sampled = capture
         .seconds_per_sample()
         .map(|each| (samples * each).min(most * seconds));
+    // Three standard deviations of a count.
+    let above_chance =
+        |&sampled: &f64, used: f64| sampled * (1.0 - 3.0 / samples.max(9.0).sqrt()) > used;
     match capture.meta.cpu.used_seconds {
-        Some(used) => Some(used.max(sampled.unwrap_or(0.0)) / super::seconds(capture)),
+        Some(used) => {
+            let more = sampled.filter(|sampled| above_chance(sampled, used));
+            Some(more.unwrap_or(used) / super::seconds(capture))
+        }
         None => sampled.map(|used| used / seconds),
     }
 }
@@ -215,6 +222,9 @@ mod tests {
         let sampled = capture.profile.samples() as f64 / 99.0;
         capture.meta.cpu.used_seconds = Some(2.5);
         about(Usage::new(&capture).cpus, sampled / 30.0);
+        // What the looks found is exact: a few samples more are chance.
+        capture.meta.cpu.used_seconds = Some(sampled - 0.1);
+        about(Usage::new(&capture).cpus, (sampled - 0.1) / 30.0);
         capture.meta.cpu.used_seconds = Some(45.0);
         about(Usage::new(&capture).cpus, 1.5);
         // By chance there may be more samples than the CPUs had time for.
