@@ -223,7 +223,7 @@ fn an_id_that_is_a_childs_and_a_strangers_in_turn() {
     if !can_choose() {
         return;
     }
-    let rounds = if in_vm() { 30 } else { 540 };
+    let rounds = if in_vm() { 150 } else { 540 };
     let (ask, asked) = (pipe(), pipe());
     let ids = free_ids(2);
     let parent = Chosen::start(ids[0], b"target\0", || {

@@ -16,7 +16,6 @@ pub mod target;
 pub mod tracepoint;
 mod watch;
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -204,7 +203,7 @@ impl Loaded {
             ebpf: self.ebpf,
             kernel: self.kernel,
             bytes: 0,
-            waiting_events: VecDeque::new(),
+            waiting_events: sideband::Queue::default(),
             deferred: Vec::new(),
             skipped: 0,
         };
@@ -276,7 +275,7 @@ pub struct Attached {
     watch: Watch,
     bytes: u64,
     /// Samples whose walk waits, with the looks that they have waited for.
-    waiting_events: VecDeque<(u64, Event)>,
+    waiting_events: sideband::Queue,
     deferred: Vec<Waiting>,
     /// Runs that the kernel skipped of programs that are unloaded again.
     skipped: u64,
@@ -426,22 +425,21 @@ impl Attached {
 
     /// Takes the side band's events. They wait until the records of before them were taken.
     fn events_of_sideband(&mut self) {
-        self.waiting_events.extend(self.sideband.drain());
+        self.waiting_events.add(self.sideband.drain());
     }
 
     /// Takes in the side band's events of before a moment.
     fn on_events_until(&mut self, time: u64, order: Order) {
-        let before = |(at, _): &(u64, Event)| *at <= time;
-        while let Some((at, event)) = self.waiting_events.front().filter(|next| before(next)) {
+        while let Some((at, event)) = self.waiting_events.first_until(time) {
             if order == Order::MayMissEnds && self.targets.may_be_anothers(event) {
                 let age = process::monotonic_ns().saturating_sub(*at);
                 if Duration::from_nanos(age) < LATE_END {
                     break;
                 }
-                self.waiting_events.pop_front();
+                self.waiting_events.pop();
                 continue;
             }
-            let Some((at, event)) = self.waiting_events.pop_front() else {
+            let Some((at, event)) = self.waiting_events.pop() else {
                 break;
             };
             if let Event::Name {

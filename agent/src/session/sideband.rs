@@ -1,6 +1,7 @@
 //! The perf side band: what processes map and how they name themselves, as the kernel tells it
 //! (`perf_event_open(2)`, records MMAP2 and COMM). Needs no kprobes and no tracefs.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -72,6 +73,31 @@ impl Error {
     }
 }
 
+/// Events that wait to be taken in, in the order in which they happened. The CPUs' rings are read one
+/// after the other, so that one look can bring what happened before an event of the last.
+#[derive(Debug, Default)]
+pub struct Queue(VecDeque<(u64, Event)>);
+
+impl Queue {
+    /// Puts events, each with its time, among those that wait.
+    pub fn add(&mut self, events: Vec<(u64, Event)>) {
+        if !events.is_empty() {
+            self.0.extend(events);
+            self.0.make_contiguous().sort_by_key(|(time, _)| *time);
+        }
+    }
+
+    /// The first one, if it happened at a time or before.
+    pub fn first_until(&self, time: u64) -> Option<&(u64, Event)> {
+        self.0.front().filter(|(at, _)| *at <= time)
+    }
+
+    /// Takes the first one away.
+    pub fn pop(&mut self) -> Option<(u64, Event)> {
+        self.0.pop_front()
+    }
+}
+
 /// One CPU's event and its ring.
 struct Ring {
     fd: OwnedFd,
@@ -111,14 +137,13 @@ impl Sideband {
         self.rings.iter().map(|ring| ring.fd.as_raw_fd())
     }
 
-    /// Takes all events there are, of all CPUs in the order in which they happened, each with its
-    /// time in nanoseconds of the monotonic clock.
+    /// Takes all events there are, of all CPUs, each with its time in nanoseconds of the monotonic
+    /// clock.
     pub fn drain(&mut self) -> Vec<(u64, Event)> {
         let mut events = Vec::new();
         for ring in &mut self.rings {
             ring.drain(&mut events);
         }
-        events.sort_by_key(|(time, _)| *time);
         events
     }
 }
@@ -277,4 +302,24 @@ fn mapping(record: &[u8]) -> Option<Event> {
             path: OsStr::from_bytes(path).into(),
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_later_look_brings_of_before_comes_first() {
+        let mut queue = Queue::default();
+        queue.add(vec![(30, Event::Lost(3)), (10, Event::Lost(1))]);
+        queue.add(vec![(20, Event::Lost(2))]);
+        queue.add(Vec::new());
+        let mut taken = Vec::new();
+        while queue.first_until(25).is_some() {
+            taken.extend(queue.pop());
+        }
+        assert_eq!(taken, [(10, Event::Lost(1)), (20, Event::Lost(2))]);
+        assert_eq!(queue.pop(), Some((30, Event::Lost(3))));
+        assert_eq!(queue.pop(), None);
+    }
 }

@@ -62,6 +62,9 @@ pub struct Tracked {
     read_at: u64,
     /// How long that took.
     read_for: u64,
+    /// When it was forked in scope, in nanoseconds of the monotonic clock: what was told of its id
+    /// before was told of another process. 0 of others.
+    forked_at: u64,
 }
 
 impl Tracked {
@@ -313,6 +316,7 @@ impl Targets {
             queued: false,
             read_at: 0,
             read_for: 0,
+            forked_at: 0,
         });
         let index = self.list.len() - 1;
         self.by_tgid.insert(tgid, index);

@@ -67,6 +67,7 @@ impl Targets {
         };
         let child = &mut self.list[index];
         (child.slot, child.maps, child.comm) = (slot, maps, comm);
+        child.forked_at = event.time;
         child.exe = child.exe.take().or(exe);
         if !self.mappings {
             return;
@@ -104,7 +105,11 @@ impl Targets {
         };
         let target = self.target(tracked);
         let known = self.in_scope(tracked.tgid);
-        if known.is_none_or(|known| known.start != target.start) {
+        if known.is_none_or(|known| known.start != target.start || known == target) {
+            return;
+        }
+        // A child that has the id of one that has ended comes into scope between look and write.
+        if tracked.exited_at.is_some() || tracked.is_over() {
             return;
         }
         // Gone from the scope: it has ended meanwhile.
@@ -219,7 +224,7 @@ impl Targets {
             Event::Map { pid, map } => {
                 if let Some(&index) = self.by_pid.get(&pid)
                     && self.list[index].exited_at.is_none()
-                    && time >= self.list[index].read_at
+                    && time >= self.list[index].read_at.max(self.list[index].forked_at)
                 {
                     let done = self.add_map(index, map);
                     self.note_failure(done);
@@ -228,6 +233,7 @@ impl Targets {
             Event::Name { pid, name, by_exec } => {
                 if let Some(&index) = self.by_pid.get(&pid)
                     && self.list[index].exited_at.is_none()
+                    && time >= self.list[index].forked_at
                     && !self.list[index].may_have_ended_untold()
                 {
                     let tracked = &mut self.list[index];
